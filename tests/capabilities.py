@@ -1,0 +1,137 @@
+"""What the machine offers, tried and not guessed, and what a test does when it is missing.
+
+A test says `@pytest.mark.needs("overlay", "cgroup:memory")`, or calls `require("overlay")` in its body. A missing
+capability skips the test and says why; with NSBOX_REQUIRE_ALL=1, as in CI, it fails the test instead, so that a
+machine which lost a capability cannot turn the suite green.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.leftovers import PARENT, cgroup_mounts
+
+Probe = Callable[[], "str | None"]  # None: it is there; else why not
+
+
+def missing(name: str) -> str | None:
+    """Why the capability `name` cannot be used here, or None. `cgroup:NAME` asks for a writable v1 or v2 controller."""
+    if name.startswith("cgroup:"):
+        return _controller(name.partition(":")[2])
+    if name.startswith("program:"):
+        program = name.partition(":")[2]
+        return None if shutil.which(program) else f"no program {program} on PATH"
+    return PROBES[name]()
+
+
+def require(*names: str) -> None:
+    """Skips the running test unless all `names` are there; fails it when NSBOX_REQUIRE_ALL=1."""
+    for name in names:
+        why = missing(name)
+        if why is None:
+            continue
+        if os.environ.get("NSBOX_REQUIRE_ALL") == "1":
+            pytest.fail(f"needs {name}, which must be here (NSBOX_REQUIRE_ALL=1): {why}", pytrace=False)
+        pytest.skip(f"needs {name}: {why}")
+
+
+def require_cgroup_version(version: int) -> None:
+    """Skips on a machine of the other version, always: the environment `vm` runs the suite's other half."""
+    found = cgroup_version()
+    if found != version:
+        pytest.skip(f"cgroup v{version} only; this machine has v{found} (tox -e vm covers v2)")
+
+
+@functools.cache
+def cgroup_version() -> int:
+    """2 where the memory controller hangs in the unified hierarchy, 1 where it has one of its own, 0 without."""
+    version = 0
+    for point, _, options in cgroup_mounts():
+        if "memory" in options:
+            return 1
+        if "" in options and "memory" in Path(point, "cgroup.controllers").read_text(encoding="utf-8").split():
+            version = 2
+    return version
+
+
+@functools.cache
+def _controller(name: str) -> str | None:
+    for point, _, options in cgroup_mounts():
+        v2 = "" in options and name in Path(point, "cgroup.controllers").read_text(encoding="utf-8").split()
+        if name in options or v2:
+            return _can_make_group(point)
+    return f"no mounted hierarchy has the controller {name}"
+
+
+def _can_make_group(point: str) -> str | None:
+    parent = (os.environ.get(PARENT) or "").strip("/")
+    top = next((p for p in (Path(point, parent), *Path(point, parent).parents) if p.is_dir()), Path(point))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix="nsbox-probe-", dir=top))
+    except OSError as error:
+        return f"no group can be made in {top}: {error.strerror}"
+    return None
+
+
+def _succeeds(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else f"{' '.join(command[:6])}: {done.stderr.strip() or done.returncode}"
+
+
+def _root() -> str | None:
+    if os.geteuid() != 0:
+        return f"the user id is {os.geteuid()}"
+    if Path("/proc/self/uid_map").read_text(encoding="utf-8").split() != ["0", "0", "4294967295"]:
+        return "root of a nested user namespace, not of the machine"
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    mask = int(status.partition("CapEff:")[2].split()[0], 16)
+    return None if mask >> 21 & 1 else "root without CAP_SYS_ADMIN"
+
+
+@functools.cache
+def _overlay() -> str | None:
+    script = (
+        'd=$(mktemp -d) && mount -t tmpfs none "$d" && cd "$d" && mkdir l u w m '
+        "&& mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none m"
+    )
+    # In a mount namespace of its own; the empty directory is removed afterwards by the same shell.
+    return _succeeds("unshare", "--mount", "sh", "-c", script + '; s=$?; cd /; umount -l "$d"; rmdir "$d"; exit $s')
+
+
+@functools.cache
+def _user_namespace() -> str | None:
+    return _succeeds("unshare", "--user", "--map-root-user", "true")
+
+
+@functools.cache
+def _time_namespace() -> str | None:
+    return _succeeds("unshare", "--time", "--fork", "true") if _root() is None else _root()
+
+
+def _vm_kernel() -> str | None:
+    return None if shutil.which("linux.uml") else "no program linux.uml (Debian package user-mode-linux)"
+
+
+def _ordinary_user() -> str | None:
+    return _root() or _succeeds("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true")
+
+
+PROBES: dict[str, Probe] = {
+    "root": _root,
+    "ordinary user": _ordinary_user,
+    "overlay": _overlay,
+    "user namespace": _user_namespace,
+    "time namespace": _time_namespace,
+    "vm kernel": _vm_kernel,
+}

@@ -1,0 +1,1 @@
+"""Doors to the kernel: one narrow module per interface. They raise `KernelError` and choose nothing."""

@@ -1,0 +1,287 @@
+"""cgroup v2: one hierarchy, whose groups offer the controllers that every group above has passed on.
+
+Source: Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from pytest_nsbox.kernel.cgroup_tree import (
+    DENIED,
+    FILES,
+    PREFIX,
+    Files,
+    Group,
+    Node,
+    Session,
+    chain_of,
+    make_parents,
+    remove_all,
+    remove_parents,
+    remove_quietly,
+)
+from pytest_nsbox.policy.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_nsbox.policy.limits import Write
+
+JOINED = frozenset({"memory", "pids"})
+# Where our own processes go when sessions are made beside them: a group with processes cannot pass controllers on.
+LEAF = "nsbox.host"
+COUNTERS = (
+    "cpu.stat",
+    "memory.peak",
+    "memory.events",
+    "memory.max",
+    "pids.peak",
+    "pids.events",
+    "io.stat",
+    "cpu.pressure",
+    "memory.pressure",
+    "io.pressure",
+)
+_OWNED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+_DELEGATE = "systemd-run --user --scope -p Delegate=yes pytest …"
+
+
+class KillGroup(Group):
+    """A box's group, which the kernel kills as a whole, forks in flight included (since 5.14)."""
+
+    __slots__ = ()
+
+    def kill(self) -> bool:
+        if self.read("cgroup.events") is None:
+            return False
+        if "populated 0" in (self.read("cgroup.events") or ""):
+            return False
+        try:
+            self.write("cgroup.kill", "1")
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return super().kill()
+        return True
+
+
+class SessionV2(Session):
+    """A session on v2.
+
+    `base` and `parents` are as in `cgroup_v1.Hierarchy`; `root` is the mount point, up to which controllers are passed on.
+    """
+
+    version = 2
+
+    def __init__(
+        self, name: str, base: str, parents: tuple[str, ...], root: str, needed: frozenset[str], files: Files = FILES
+    ) -> None:
+        super().__init__(name, files)
+        self._base = Group(base, files)
+        self._chain = chain_of(self._base, parents)
+        self._own = not parents
+        self._root = root
+        self._group: Group | None = None
+        self._enabled: frozenset[str] = frozenset()
+        try:
+            self._open()
+            self._enable((JOINED | needed) & self._available())
+        except KernelError as error:
+            self.close()
+            if error.errno not in DENIED:
+                raise
+            self.problems[""] = f"{error}; run as root, or in a delegated group: {_DELEGATE}"
+            self.controllers = frozenset()
+            return
+        self.controllers = self._available() - frozenset(self.problems)
+
+    def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
+        asked = frozenset(write.controller for write in writes)
+        for controller in asked:
+            self.require(controller)
+        if self._group is None:
+            return Node(box, (), [], frozenset())
+        if not asked <= self._enabled:
+            self._enable(asked - self._enabled)
+            for controller in asked:
+                self.require(controller)
+        group = KillGroup(f"{self._group.path}/{box}", self.files)
+        node = Node(box, (("", group),), [(0, file) for file in COUNTERS], frozenset())
+        made: list[Group] = []
+        try:
+            group.make()
+            made.append(group)
+            for write in writes:
+                group.write(write.file, write.value)
+            if owner is not None:
+                group.give(owner, _OWNED)
+            node.open("cgroup.procs")
+        except KernelError:
+            node.close_fds()
+            remove_quietly(made)
+            raise
+        return node
+
+    def close(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            remove_all([group])
+        if self._own:
+            _restore(self._base)
+        else:
+            remove_parents(self._chain)
+
+    def _open(self) -> None:
+        parent = self._chain[-1] if self._chain else self._base
+        group = KillGroup(f"{parent.path}/{self.name}", self.files)
+        for attempts_left in reversed(range(10)):
+            try:
+                make_parents(self._chain)
+                group.make()
+                break
+            except KernelError as error:
+                # Another session was the last in this parent and removed it under us.
+                if error.errno != errno.ENOENT or not attempts_left or parent.exists():
+                    raise
+        self._group = group
+
+    def _available(self) -> frozenset[str]:
+        """The controllers that could reach our boxes, if every group on the way passes them on."""
+        top = Group(self._base.path if self._own else self._root, self.files)
+        return frozenset((top.read("cgroup.controllers") or "").split())
+
+    def _enable(self, controllers: Iterable[str]) -> None:
+        """Pass `controllers` on from the top to the session's boxes; those that cannot go into `problems`."""
+        assert self._group is not None
+        levels = [*([self._base] if self._own else _between(self._root, self._base)), *self._chain, self._group]
+        for controller in sorted(controllers):
+            try:
+                for level in levels:
+                    self._pass_on(level, controller)
+                self._enabled |= {controller}
+            except KernelError as error:
+                if error.errno not in DENIED | {errno.EBUSY, errno.ENOENT, errno.EOPNOTSUPP}:
+                    raise
+                self.problems[controller] = f"{error}; {_advice(error.errno)}"
+                self.controllers -= {controller}
+
+    def _pass_on(self, level: Group, controller: str) -> None:
+        if controller in (level.read("cgroup.subtree_control") or "").split():
+            return
+        try:
+            level.write("cgroup.subtree_control", f"+{controller}")
+        except KernelError as error:
+            if error.errno != errno.EBUSY or level is not self._base or not self._own or not is_delegated(level):
+                raise
+            _evacuate(level)
+            level.write("cgroup.subtree_control", f"+{controller}")
+
+
+def own_group(path: str) -> str:
+    """Return the group in which a process of group `path` makes its sessions: `path`, or the one above our leaf."""
+    parent, _, name = path.rpartition("/")
+    return parent if name == LEAF else path
+
+
+def is_delegated(group: Group) -> bool:
+    """Tell whether the subtree was handed to us, so that moving its processes is our right.
+
+    Handed over means: systemd marked it (Delegate=yes), or it is the root of a cgroup namespace (a container, a box), or an
+    ordinary user owns it.
+    """
+    for name in ("trusted.delegate", "user.delegate"):
+        try:
+            if group.files.getxattr(group.path, name) == b"1":
+                return True
+        except OSError:
+            pass
+    try:
+        owner = os.stat(group.path).st_uid
+    except OSError:
+        return False
+    if owner != 0 and owner == os.geteuid():
+        return True
+    # The real root has no cgroup.type; a group that is called "/" and has one is the root of a namespace.
+    return _own_path() == "/" and os.path.exists(f"{group.path}/cgroup.type")
+
+
+def _own_path() -> str:
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.startswith("0::"):
+                return line[3:].rstrip("\n")
+    return ""
+
+
+def _evacuate(group: Group) -> None:
+    """Move every process of `group` into its leaf, so that the group can pass controllers on."""
+    with _Lock(group):
+        leaf = group.child(LEAF)
+        if not leaf.exists():
+            leaf.make()
+        _move(group, leaf)
+
+
+def _restore(group: Group) -> None:
+    """Undo `_evacuate` once no session is left in `group`."""
+    leaf = group.child(LEAF)
+    if not leaf.exists():
+        return
+    with _Lock(group):
+        if any(child.path.rpartition("/")[2].startswith(PREFIX) for child in group.children()):
+            return
+        passed = (group.read("cgroup.subtree_control") or "").split()
+        if passed:
+            group.write("cgroup.subtree_control", " ".join(f"-{controller}" for controller in passed))
+        _move(leaf, group)
+        leaf.remove()
+
+
+def _move(source: Group, target: Group) -> None:
+    for _ in range(100):
+        pids = (source.read("cgroup.procs") or "").split()
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                target.write("cgroup.procs", pid)
+            except KernelError as error:
+                # It ended meanwhile. EINVAL: pid 0, a process of a pid namespace above ours.
+                if error.errno != errno.ESRCH:
+                    raise
+
+
+class _Lock:
+    """An exclusive flock on a group's directory: two sessions must not evacuate and restore at once."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        self._fd = self._group.open("", os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+
+def _between(root: str, base: Group) -> list[Group]:
+    """The groups from `root` to `base`, both included."""
+    levels = [Group(root, base.files)]
+    for part in base.path[len(root) :].split("/"):
+        if part:
+            levels.append(levels[-1].child(part))
+    return levels
+
+
+def _advice(number: int) -> str:
+    if number == errno.EBUSY:
+        return f"processes live in that group and it is not delegated: {_DELEGATE}, or --sandbox-cgroup-parent=/nsbox as root"
+    if number in DENIED:
+        return f"run as root, or in a delegated group: {_DELEGATE}"
+    return "the group above does not pass it on (cgroup.subtree_control)"

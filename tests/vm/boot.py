@@ -1,0 +1,129 @@
+"""Runs a command on cgroup v2, on any machine: in Debian's user-mode-linux kernel with this machine's files.
+
+    python -m tests.vm -- python -m pytest tests/kernel
+
+The kernel runs as an ordinary process (package user-mode-linux, 6.1: cpu, io, memory and pids controllers, one
+CPU, no cpuset controller, no time namespaces). Its root is this machine's root through hostfs, so the command
+sees the same interpreter and checkout; /run, /dev/shm and TMPDIR are the machine's own tmpfs. See
+https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+KERNEL = "linux.uml"
+BEGIN, END = "--- the virtual machine is up ---", "--- the command ended ---"
+KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "VIRTUAL_ENV", "NSBOX_REQUIRE_ALL", "CI")
+
+
+def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float = 1800.0) -> int:
+    """Exit status of `command`, run as root in the checkout with its output on stdout.
+
+    128 + N after signal N, 124 when `timeout` (seconds) passed, 125 when the machine did not come up or died.
+    """
+    kernel = shutil.which(KERNEL)
+    if kernel is None:
+        print(f"no program {KERNEL} on PATH: apt-get install user-mode-linux", file=sys.stderr)
+        return 125
+    with tempfile.TemporaryDirectory(prefix="nsbvm-") as scratch:
+        status = Path(scratch, "status")
+        settings = Path(scratch, "settings.json")
+        settings.write_text(json.dumps(machine_settings(command, status)), encoding="utf-8")
+        init = Path(scratch, "init")
+        program = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("init.py")), str(settings)])
+        init.write_text(f"#!/bin/sh\nexec {program}\n", encoding="utf-8")
+        init.chmod(0o755)
+        new_user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+        # The machine uses a process for each one of its own. In a pid namespace they all end with the first, which
+        # ends with `unshare`, which ends with us.
+        machine = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "unshare", *new_user, "--pid", "--fork", "--kill-child"),
+                kernel,
+                f"mem={memory}",
+                "root=/dev/root",
+                "rootfstype=hostfs",
+                "rw",
+                f"init={init}",
+                "con=null",
+                "con0=null,fd:1",
+                f"uml_dir={scratch}",
+                "quiet",
+                "panic=-1",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        )
+        return follow(machine, status, timeout)
+
+
+def follow(machine: subprocess.Popen[str], status: Path, timeout: float) -> int:
+    assert machine.stdout is not None
+
+    def give_up(signum: int, frame: object) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(int(timeout))
+    try:
+        show(machine.stdout)
+        machine.wait()
+    except TimeoutError:
+        print(f"the virtual machine was stopped after {timeout:.0f} s", file=sys.stderr)
+        return 124
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+        if machine.poll() is None:
+            machine.kill()
+            machine.wait()
+        machine.stdout.close()
+    return int(status.read_text(encoding="utf-8")) if status.exists() else 125
+
+
+def show(lines: Iterable[str]) -> None:
+    """Passes the console on, without what the kernel says while it boots, unless it says nothing else."""
+    boot: list[str] = []
+    up = ended = False
+    for line in lines:
+        ended = ended or line.strip() == END
+        if ended:
+            continue  # the kernel says that it powers off
+        if up:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        elif line.strip() == BEGIN:
+            up = True
+        else:
+            boot.append(line)
+    if not up:
+        sys.stdout.write("".join(boot))
+
+
+def machine_settings(command: Sequence[str], status: Path) -> dict[str, object]:
+    """What tests/vm/init.py, pid 1 of the machine, is told; it writes the exit status to `status`."""
+    environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    environment.update(TERM="dumb", TMPDIR="/run/tmp", NSBOX_VM="1", PYTHONDONTWRITEBYTECODE="1", COLUMNS="120")
+    environment["PYTEST_NSBOX_CGROUP_PARENT"] = "/nsbox"
+    return {
+        "command": list(command),
+        "cwd": os.getcwd(),
+        "environment": environment,
+        "status": str(status),
+        "begin": BEGIN,
+        "end": END,
+        "modules": ["overlay", "veth", "bridge", "dummy", "ipv6", "loop"],
+    }

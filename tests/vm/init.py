@@ -1,0 +1,105 @@
+"""Pid 1 of the virtual machine: sets it up, runs the command of the settings file (tests/vm/boot.py), powers off."""
+
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import socket
+import struct
+import subprocess
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+SYS_FINIT_MODULE = {"x86_64": 313, "aarch64": 273}[platform.machine()]
+
+
+def mount(kind, target, options="", flags=0):
+    os.makedirs(target, exist_ok=True)
+    if libc.mount(kind.encode(), target.encode(), kind.encode(), flags, options.encode() or None):
+        print("mount", kind, target, os.strerror(ctypes.get_errno()), flush=True)
+
+
+def load(name, folder, known, done):
+    if name in done or name not in known:
+        return
+    done.add(name)
+    path, needed = known[name]
+    for other in needed:
+        load(other, folder, known, done)
+    with open(os.path.join(folder, path), "rb") as file:
+        if libc.syscall(SYS_FINIT_MODULE, file.fileno(), b"", 0) and ctypes.get_errno() != 17:  # EEXIST
+            print("module", name, os.strerror(ctypes.get_errno()), flush=True)
+
+
+def load_modules(names):
+    release = os.uname().release
+    folder = next((p for p in (f"/usr/lib/uml/modules/{release}", f"/lib/modules/{release}") if os.path.isdir(p)), "")
+    if not folder:
+        print("no kernel modules for", release, flush=True)
+        return
+    known = {}
+    with open(os.path.join(folder, "modules.dep")) as file:
+        for line in file:
+            path, _, needed = line.partition(":")
+            known[module_name(path)] = (path, [module_name(other) for other in needed.split()])
+    done: set[str] = set()
+    for name in names:
+        load(name, folder, known, done)
+
+
+def module_name(path):
+    return os.path.basename(path).split(".ko")[0].replace("-", "_")
+
+
+def loopback_up():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        request = struct.pack("16sH14s", b"lo", 0x1 | 0x40, b"")  # IFF_UP | IFF_RUNNING
+        fcntl.ioctl(s, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def main(settings):
+    mount("proc", "/proc")
+    mount("sysfs", "/sys")
+    mount("devtmpfs", "/dev")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"/dev/{name}")
+    os.symlink("/proc/self/fd", "/dev/fd")
+    mount("devpts", "/dev/pts", "ptmxmode=0666,mode=0620")
+    mount("tmpfs", "/dev/shm", "mode=1777")
+    mount("tmpfs", "/run", "mode=0755")
+    mount("cgroup2", "/sys/fs/cgroup")
+    os.makedirs("/run/tmp")
+    os.chmod("/run/tmp", 0o1777)
+    load_modules(settings["modules"])
+    loopback_up()
+    with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as file:
+        file.write("+cpu +io +memory +pids")
+    socket.sethostname("nsbox-vm")
+    print(settings["begin"], flush=True)
+    done = subprocess.Popen(settings["command"], cwd=settings["cwd"], env=settings["environment"])
+    returncode = None
+    while returncode is None:  # pid 1 reaps what others leave
+        pid, raw = os.wait()
+        if pid == done.pid:
+            returncode = os.waitstatus_to_exitcode(raw)
+    done.returncode = returncode
+    with open(settings["status"], "w") as file:
+        file.write(str(returncode if returncode >= 0 else 128 - returncode))
+        file.flush()
+        os.fsync(file.fileno())
+    print("\n" + settings["end"], flush=True)
+
+
+try:
+    with open(sys.argv[1]) as settings_file:
+        main(json.load(settings_file))
+except Exception as error:  # noqa: BLE001 - a pid 1 that ends panics the kernel and hides why
+    print("init:", repr(error), flush=True)
+finally:
+    sys.stdout.flush()
+    os.sync()
+    with open("/proc/sysrq-trigger", "w") as trigger:
+        trigger.write("o")
+    while True:
+        libc.pause()

@@ -1,6 +1,7 @@
 """Find the cgroup hierarchies of this machine, choose v1 or v2, open a session there, sweep what dead sessions left.
 
-Nothing is assumed about paths: mounts come from /proc/self/mountinfo (proc(5)), our own groups from /proc/self/cgroup (cgroups(7)).
+Nothing is assumed about paths: mounts come from /proc/self/mountinfo (proc(5)), our own groups from /proc/self/cgroup
+(cgroups(7)).
 """
 
 from __future__ import annotations
@@ -8,7 +9,17 @@ from __future__ import annotations
 import errno
 
 from pytest_nsbox.kernel import cgroup_v1, cgroup_v2
-from pytest_nsbox.kernel.cgroup_tree import FILES, PREFIX, Files, Group, Node, Session, chain_of, remove_all, remove_parents
+from pytest_nsbox.kernel.cgroup_tree import (
+    FILES,
+    PREFIX,
+    Files,
+    Group,
+    Node,
+    Session,
+    chain_of,
+    remove_all,
+    remove_parents,
+)
 from pytest_nsbox.policy.errors import KernelError
 
 TYPE_CHECKING = False
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Files", "Mount", "Node", "Session", "find_mounts", "leftovers", "open_session", "parse_mounts", "sweep"]
 
 # Super options of a v1 mount that are no controllers.
-_OPTIONS = frozenset({"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "all", "none"})
+_OPTIONS = frozenset({"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "none"})
 
 
 class Mount:
@@ -52,7 +63,10 @@ class Mount:
 
 
 def parse_mounts(mountinfo: str, cgroup: str) -> list[Mount]:
-    """Return the cgroup mounts in the text of /proc/self/mountinfo, given that of /proc/self/cgroup; named v1 hierarchies are left out."""
+    """Return the cgroup mounts in the text of /proc/self/mountinfo, given that of /proc/self/cgroup.
+
+    Named v1 hierarchies, which have no controller, are left out.
+    """
     own: dict[str, str] = {}
     for line in cgroup.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -89,13 +103,17 @@ def find_mounts() -> list[Mount]:
 
 
 def open_session(
-    parent: str | None, name: str, needed: frozenset[str] = frozenset(), files: Files = FILES, mounts: list[Mount] | None = None
+    parent: str | None,
+    name: str,
+    needed: frozenset[str] = frozenset(),
+    files: Files = FILES,
+    mounts: list[Mount] | None = None,
 ) -> Session:
     """Make the group `nsbox-<name>` in each hierarchy that boxes will use, and return the session.
 
-    parent  the group below which it is made, relative to each hierarchy's mount; what is missing of it is made, and removed when the
-            last session in it closes. None: the group that this process lives in.
-    needed  controllers that boxes will have limits of; others can still follow, at the cost of making their groups later.
+    parent  the group below which it is made, relative to each hierarchy's mount; what is missing of it is made, and
+            removed when the last session in it closes. None: the group that this process lives in.
+    needed  controllers that boxes will have limits of; others can still follow, at the cost of making groups later.
 
     A hierarchy that cannot be used is no error: `Session.problems` says why, and `Session.make` fails for a limit that
     needs it. Any other failure raises KernelError, with everything undone.

@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.limits import Write
 
 PREFIX = "nsbox-"
-# An extended attribute, and not the memory of a session, tells who made a parent group: of several sessions the last one
-# to leave removes it, and so does the sweep after a SIGKILL.
+# An extended attribute, and not the memory of a session, tells that we made a parent group: of several sessions the
+# last one to leave removes it, and so does the sweep after a SIGKILL.
 MADE = "user.nsbox.made"
 _MADE_TRUSTED = "trusted.nsbox.made"
-# What a user without rights or a read-only mount gives: the hierarchy is then missing for us, and only a limit that needs it fails.
+# What a user without rights or a read-only mount gives: such a hierarchy is missing for us, and only a limit that needs
+# it fails.
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _BUSY = frozenset({errno.EBUSY, errno.ENOTEMPTY})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
 _READ_SIZE = 16384
+_FIXES = {
+    "memory.memsw.limit_in_bytes": "swap is not accounted; boot with swapaccount=1",
+    "memory.swap.max": "swap is not accounted; boot with swapaccount=1",
+}
 
 
 class Files:
@@ -223,8 +228,9 @@ class Group:
 class Node:
     """A box's place in the cgroup trees.
 
-    attach  descriptors to write b"0" to, in order, in the process that shall live in the box. Each is opened for writing
-            and close-on-exec; on v1 it is `tasks`, which a process with one thread may write without the kernel's global lock.
+    attach  descriptors to write b"0" to, in order, in the process that shall live in the box. Each is opened for
+            writing and close-on-exec; on v1 it is `tasks`, which a process with one thread may write without the
+            kernel's global lock.
     views   (directory name below /sys/fs/cgroup, path to bind there) for the box's own view; the name is "" on v2.
     """
 
@@ -252,7 +258,7 @@ class Node:
     def read(self) -> dict[str, str]:
         """Return {counter file: its text} for the counters that this kernel has.
 
-        The counters in `local` speak of one group alone (v1 events): there, each number is the sum over nested groups too.
+        The counters in `local` speak of one group alone (v1 events): there, each number is the sum over nested groups.
         """
         texts: dict[str, str] = {}
         for index, file in self._counters:
@@ -311,11 +317,13 @@ class Session:
     def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
         """Make the groups of one box, write its limits and return the node with its descriptors open.
 
-        `owner` (host user and group id) becomes the owner of the directory, so that the box can make groups of its own, but of no
-        limit. On any error everything made so far is removed. Raises BoxFailed if a limit's controller cannot be used, else KernelError.
+        `owner` (host user and group id) becomes the owner of the directory, so that the box can make groups of its own,
+        but of no limit. Raises BoxFailed if the controller of a limit cannot be used, else KernelError; then nothing
+        that was made is left.
         """
         for write in writes:
             self.require(write.controller)
+        del owner
         return Node(box, (), [], frozenset())
 
     def close(self) -> None:
@@ -327,6 +335,20 @@ class Session:
             return
         why = self.problems.get(controller) or self.problems.get("") or "no mounted hierarchy has it; see /proc/cgroups"
         raise BoxFailed(f"the cgroup controller {controller} cannot be used: {why}")
+
+
+def write_limit(group: Group, write: Write) -> None:
+    """Write one limit, or what stands in for it where the kernel has no such file."""
+    try:
+        group.write(write.file, write.value)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        if write.fallback is None:
+            fix = _FIXES.get(write.file, "it is not built into this kernel")
+            raise BoxFailed(f"the kernel has no {group.path}/{write.file}: {fix}") from None
+        for instead in write.fallback:
+            write_limit(group, instead)
 
 
 def chain_of(base: Group, parts: Sequence[str]) -> list[Group]:
@@ -389,7 +411,7 @@ def remove_quietly(groups: Iterable[Group]) -> None:
     try:
         remove_all(groups)
     except KernelError:
-        pass
+        return
 
 
 def _sum_lines(texts: Iterable[str]) -> str:

@@ -22,8 +22,9 @@ from pytest_nsbox.kernel.cgroup_tree import (
     remove_all,
     remove_parents,
     remove_quietly,
+    write_limit,
 )
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ _OWNED = ("tasks", "cgroup.procs")
 
 
 class Hierarchy:
-    """One mounted v1 hierarchy: its controllers, the name of its mount point, and the group below which sessions are made.
+    """One mounted v1 hierarchy: its controllers and the group below which sessions are made.
 
+    view     the name of its mount point
     base     the parent of sessions: the own group of this process, or the mount's root
     parents  names of groups below `base` that are made if they are missing (the cgroup parent that the user named)
     """
@@ -69,7 +71,9 @@ class SessionV1(Session):
 
     version = 1
 
-    def __init__(self, name: str, hierarchies: Sequence[Hierarchy], needed: frozenset[str], files: Files = FILES) -> None:
+    def __init__(
+        self, name: str, hierarchies: Sequence[Hierarchy], needed: frozenset[str], files: Files = FILES
+    ) -> None:
         super().__init__(name, files)
         self.controllers = frozenset().union(*(h.controllers for h in hierarchies))
         self._hierarchies = list(hierarchies)
@@ -99,12 +103,12 @@ class SessionV1(Session):
                 made.append(group)
                 _prepare(hierarchy, group)
             for write in writes:
-                by_controller[write.controller].write(write.file, write.value)
+                write_limit(by_controller[write.controller], write)
             if owner is not None:
                 for group in made:
                     group.give(owner, _OWNED)
             node.open("tasks")
-        except KernelError:
+        except (KernelError, BoxFailed):
             node.close_fds()
             remove_quietly(made)
             raise
@@ -160,7 +164,9 @@ class SessionV1(Session):
             self._hierarchies.remove(hierarchy)
             self.controllers -= hierarchy.controllers
             for controller in hierarchy.controllers:
-                self.problems[controller] = f"{error}; run as root, or name a group that this user owns: --sandbox-cgroup-parent"
+                self.problems[controller] = (
+                    f"{error}; run as root, or name a group that this user owns: --sandbox-cgroup-parent"
+                )
 
 
 def _prepare(hierarchy: Hierarchy, group: Group) -> None:

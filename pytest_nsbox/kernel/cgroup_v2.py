@@ -22,8 +22,9 @@ from pytest_nsbox.kernel.cgroup_tree import (
     remove_all,
     remove_parents,
     remove_quietly,
+    write_limit,
 )
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ COUNTERS = (
 )
 _OWNED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 _DELEGATE = "systemd-run --user --scope -p Delegate=yes pytest …"
+_PARENT = "--sandbox-cgroup-parent=/nsbox"
 
 
 class KillGroup(Group):
@@ -72,7 +74,7 @@ class KillGroup(Group):
 class SessionV2(Session):
     """A session on v2.
 
-    `base` and `parents` are as in `cgroup_v1.Hierarchy`; `root` is the mount point, up to which controllers are passed on.
+    `base` and `parents` are as in `cgroup_v1.Hierarchy`; from `root`, the mount point, controllers are passed down.
     """
 
     version = 2
@@ -116,11 +118,11 @@ class SessionV2(Session):
             group.make()
             made.append(group)
             for write in writes:
-                group.write(write.file, write.value)
+                write_limit(group, write)
             if owner is not None:
                 group.give(owner, _OWNED)
             node.open("cgroup.procs")
-        except KernelError:
+        except (KernelError, BoxFailed):
             node.close_fds()
             remove_quietly(made)
             raise
@@ -190,8 +192,8 @@ def own_group(path: str) -> str:
 def is_delegated(group: Group) -> bool:
     """Tell whether the subtree was handed to us, so that moving its processes is our right.
 
-    Handed over means: systemd marked it (Delegate=yes), or it is the root of a cgroup namespace (a container, a box), or an
-    ordinary user owns it.
+    Handed over means: systemd marked it (Delegate=yes), or it is the root of a cgroup namespace (a container, a box),
+    or an ordinary user owns it.
     """
     for name in ("trusted.delegate", "user.delegate"):
         try:
@@ -281,7 +283,7 @@ def _between(root: str, base: Group) -> list[Group]:
 
 def _advice(number: int) -> str:
     if number == errno.EBUSY:
-        return f"processes live in that group and it is not delegated: {_DELEGATE}, or --sandbox-cgroup-parent=/nsbox as root"
+        return f"processes live in that group, and it is not delegated: {_DELEGATE}, or, as root, {_PARENT}"
     if number in DENIED:
         return f"run as root, or in a delegated group: {_DELEGATE}"
     return "the group above does not pass it on (cgroup.subtree_control)"

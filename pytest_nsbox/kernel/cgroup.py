@@ -1,4 +1,4 @@
-"""Find the cgroup hierarchies of this machine, choose v1 or v2, open a session there, sweep what dead sessions left.
+"""The door to cgroups: find the hierarchies, choose v1 or v2, open a session there, sweep what dead sessions left.
 
 Nothing is assumed about paths: mounts come from /proc/self/mountinfo (proc(5)), our own groups from /proc/self/cgroup
 (cgroups(7)).
@@ -9,17 +9,8 @@ from __future__ import annotations
 import errno
 
 from pytest_nsbox.kernel import cgroup_v1, cgroup_v2
-from pytest_nsbox.kernel.cgroup_tree import (
-    FILES,
-    PREFIX,
-    Files,
-    Group,
-    Node,
-    Session,
-    chain_of,
-    remove_all,
-    remove_parents,
-)
+from pytest_nsbox.kernel.cgroup_node import Node, Session
+from pytest_nsbox.kernel.cgroup_tree import FILES, PREFIX, Files, Group, chain_of, remove_all, remove_parents
 from pytest_nsbox.policy.errors import KernelError
 
 TYPE_CHECKING = False

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import errno
 
+from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
     DENIED,
     FILES,
     Files,
     Group,
-    Node,
-    Session,
     chain_of,
     make_parents,
     remove_all,
     remove_parents,
     remove_quietly,
-    write_limit,
 )
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 

@@ -9,20 +9,18 @@ import errno
 import fcntl
 import os
 
+from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
     DENIED,
     FILES,
     PREFIX,
     Files,
     Group,
-    Node,
-    Session,
     chain_of,
     make_parents,
     remove_all,
     remove_parents,
     remove_quietly,
-    write_limit,
 )
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.limits import Write
 
-JOINED = frozenset({"memory", "pids"})
+JOINED = frozenset({"io", "memory", "pids"})
 # Where our own processes go when sessions are made beside them: a group with processes cannot pass controllers on.
 LEAF = "nsbox.host"
 COUNTERS = (
@@ -166,7 +164,7 @@ class SessionV2(Session):
                     self._pass_on(level, controller)
                 self._enabled |= {controller}
             except KernelError as error:
-                if error.errno not in DENIED | {errno.EBUSY, errno.ENOENT, errno.EOPNOTSUPP}:
+                if error.errno not in DENIED | {errno.EBUSY, errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP}:
                     raise
                 self.problems[controller] = f"{error}; {_advice(error.errno)}"
                 self.controllers -= {controller}

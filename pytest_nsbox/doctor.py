@@ -1,0 +1,183 @@
+"""``--sandbox-doctor``: what works here, why the rest does not, and the fix for each missing piece. Runs no test.
+
+The tries run in a process of their own (kernel/probe.py as a program): pytest is large, may have threads, and must
+not be changed by what it asks.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_nsbox import __version__
+from pytest_nsbox.policy import capability as cap
+from pytest_nsbox.policy.capability import Capability, Decision, Surroundings, decide
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.limits import controllers_needed
+
+if TYPE_CHECKING:
+    from pytest_nsbox.policy.spec import Spec
+
+PATIENCE = 60  # seconds for all tries together
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.kernel.probe import main; main(*sys.argv[2:])"
+)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the tries gave."""
+
+    around: Surroundings
+    capabilities: Sequence[Capability]
+    cgroup_version: int | None = None
+
+    def lacking(self, names: Sequence[str]) -> list[Capability]:
+        """Those of ``names`` that do not work."""
+        return cap.lacking(names, self.capabilities)
+
+
+def examine(cgroup_parent: str | None = None, *, python: str = sys.executable) -> Examination:
+    """Try everything. BoxFailed when the tries themselves cannot run."""
+    if not sys.platform.startswith("linux"):
+        return Examination(Surroundings(), [no_linux(sys.platform)])
+    # -S and -I: the tries need nothing that is installed, and what a site or a variable starts must not start here.
+    command = [python, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parent.parent)]
+    if cgroup_parent is not None:
+        command.append(cgroup_parent)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BoxFailed(f"the doctor's tries did not run: {error}") from error
+    try:
+        return read_examination(json.loads(done.stdout))
+    except ValueError:
+        text = done.stderr.strip() or f"status {done.returncode}"
+        raise BoxFailed(f"the doctor's tries ended without an answer: {text}") from None
+
+
+def no_linux(system: str) -> Capability:
+    """The one capability that is told on other systems."""
+    fix = "run the tests on Linux: a machine, a virtual machine, WSL 2, or a Linux container"
+    return Capability(cap.LINUX, works=False, why=f"this is {system}; boxes are made of Linux namespaces", fix=fix)
+
+
+def read_examination(document: Mapping[str, Any]) -> Examination:
+    """The examination in the JSON of kernel/probe.py."""
+    around = dict(document["around"])
+    around["kernel"] = tuple(around["kernel"])
+    found = [Capability(**entry) for entry in document["capabilities"]]
+    return Examination(Surroundings(**around), found, document["cgroup_version"])
+
+
+def for_spec(spec: Spec, seen: Examination, unavailable: str) -> Decision:
+    """What ``--sandbox-unavailable`` (fail, skip, run) makes of a test with this spec, given the tries."""
+    version = seen.cgroup_version
+    # Without any hierarchy the names of v2 do: none of them works.
+    controllers = controllers_needed(spec, version or 2)
+    capabilities = list(seen.capabilities)
+    if version is None:
+        groups = next(
+            (entry for entry in capabilities if entry.name == cap.CGROUP), Capability(cap.CGROUP, works=False)
+        )
+        capabilities += [Capability(cap.controller(name), False, groups.why, groups.fix) for name in controllers]
+    return decide(cap.needed(spec, controllers), capabilities, unavailable)
+
+
+# --- the text -------------------------------------------------------------------------------------------------------
+
+
+def tell(seen: Examination, box: str | None = None) -> list[str]:
+    """The doctor's text. ``box``: why a whole box could not be made although each piece works; "" if it could be."""
+    lines = [f"pytest-nsbox {__version__}: what works here", _place(seen.around), ""]
+    width = max(len(capability.name) for capability in seen.capabilities) + 2
+    for capability in seen.capabilities:
+        lines.extend(_entry(capability, width))
+    if box is not None:
+        lines.extend(_entry(Capability("a whole box", not box, box), width))
+    lines += ["", verdict(seen, box)]
+    return lines
+
+
+def _entry(capability: Capability, width: int) -> list[str]:
+    if capability.works:
+        return [f"  ok       {capability.name}"]
+    needed = capability.name in cap.ESSENTIAL or capability.name == "a whole box"
+    first, *more = capability.why.splitlines() or ["?"]
+    lines = [f"  {'MISSING' if needed else 'missing'}  {capability.name.ljust(width)}{first}"]
+    indent = " " * (11 + width)
+    lines += [indent + line for line in more]
+    without = cap.WITHOUT.get(capability.name) or ("" if needed else f"no limits by {capability.name}")
+    if without:
+        lines.append(f"{indent}without it: {without}")
+    if capability.fix:
+        lines.append(f"{indent}fix: {capability.fix}")
+    return lines
+
+
+def _place(around: Surroundings) -> str:
+    parts = [
+        f"Linux {platform.release()}",
+        f"Python {platform.python_version()}",
+        f"pytest {pytest.__version__}",
+        "root" if around.uid == 0 else f"user id {around.uid}",
+    ]
+    if around.uid == 0 and not around.sys_admin:
+        parts.append("without CAP_SYS_ADMIN")
+    if not around.initial_userns:
+        parts.append("in a user namespace")
+    if around.container:
+        parts.append(f"{around.container} container")
+    if around.seccomp_filter:
+        parts.append("under a seccomp filter")
+    return ", ".join(parts)
+
+
+def verdict(seen: Examination, box: str | None) -> str:
+    """The last line: whether boxes can be made."""
+    missing = [capability.name for capability in seen.lacking(cap.ESSENTIAL)]
+    if missing:
+        return f"Tests cannot run in boxes here: {', '.join(missing)} missing."
+    if box:
+        return "Tests cannot run in boxes here: every piece works, and yet making a box failed."
+    lesser = [capability.name for capability in seen.capabilities if not capability.works]
+    return f"Tests can run in boxes here{', without ' + ', '.join(lesser) if lesser else ''}."
+
+
+def works(seen: Examination, box: str | None = None) -> bool:
+    """Whether the plugin can work: every essential piece does, and so does a whole box where one was tried."""
+    return not seen.lacking(cap.ESSENTIAL) and not box
+
+
+def run(config: pytest.Config, make_box: Callable[[], str] | None = None) -> int:
+    """Print the doctor's text; 0 when the plugin can work here, else 1.
+
+    ``make_box`` makes a box and removes it again, and returns "" or why it failed; it is tried when each piece works.
+    """
+    from pytest_nsbox import settings
+
+    writer = config.get_terminal_writer()
+    try:
+        seen = examine(settings.read(config).cgroup_parent)
+    except BoxFailed as error:
+        writer.line(str(error), red=True)
+        return 1
+    box = make_box() if make_box is not None and works(seen) else None
+    for line in tell(seen, box):
+        writer.line(line, **_colour(line))
+    return 0 if works(seen, box) else 1
+
+
+def _colour(line: str) -> dict[str, bool]:
+    words = line.split(maxsplit=1)
+    if not line.startswith("  ") or not words:
+        return {}
+    return {"ok": {"green": True}, "MISSING": {"red": True}, "missing": {"yellow": True}}.get(words[0], {})

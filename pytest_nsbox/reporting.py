@@ -1,0 +1,204 @@
+"""What the user reads: the header, the report of a test that died, the summary table."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from pytest_nsbox.policy import table
+from pytest_nsbox.policy.errors import SpecProblems
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.results import Results, host_facts, write_json
+from pytest_nsbox.settings import Settings, read
+
+# --- header ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What boxes of this session are made of, as the warden found it.
+
+    ``mode``: "idmapped" (root, files idmapped), "identity" (root, ids unchanged), "rootless" (ordinary user) or
+    "nested" (inside another user namespace). ``controllers``: cgroup controllers that limits can use here.
+    """
+
+    mode: str
+    cgroup_version: int | None = None
+    controllers: tuple[str, ...] = ()
+    nested_boxes: bool = True
+    notes: tuple[str, ...] = ()
+
+
+_MODES = {
+    "idmapped": "user namespaces with idmapped files",
+    "identity": "user namespaces with the host's ids",
+    "rootless": "rootless",
+    "nested": "inside another container",
+}
+
+
+def header(config: pytest.Config, facts: Facts | None) -> list[str]:
+    """Lines of pytest's report header.
+
+    Without ``facts`` (the warden has not been asked, or this is the controller of xdist) only what was asked for is told.
+    """
+    settings = read(config)
+    if settings.off:
+        return ["sandbox: off (--sandbox-off), marked tests run without a box"]
+    which = "every test in a box" if settings.all else "marked tests in boxes"
+    return [*describe(which, facts), *_defaults(settings)]
+
+
+def describe(which: str, facts: Facts | None) -> list[str]:
+    """The header's lines on ``which`` tests get a box, and on what boxes are made of here."""
+    if facts is None:
+        return [f"sandbox: {which}"]
+    lines = [f"sandbox: {which}, {_MODES.get(facts.mode, facts.mode)}, nested boxes: {_on(facts.nested_boxes)}"]
+    if facts.cgroup_version is None:
+        lines.append("sandbox: no cgroup, so no limits by cgroup and no usage of memory and CPU (see --sandbox-doctor)")
+    else:
+        controllers = " ".join(facts.controllers) or "none (see --sandbox-doctor)"
+        lines.append(f"sandbox: cgroup v{facts.cgroup_version}, controllers: {controllers}")
+    lines.extend(f"sandbox: {note}" for note in facts.notes)
+    return lines
+
+
+def _defaults(settings: Settings) -> list[str]:
+    try:
+        shown = Spec.build(settings.layers, rootdir=settings.rootdir).shown()
+    except SpecProblems:
+        return []  # told at collection, with the place of each
+    return [f"sandbox: defaults: {' '.join(f'{key}={value}' for key, value in shown.items())}"] if shown else []
+
+
+def _on(value: bool) -> str:  # noqa: FBT001 - a formatter of booleans takes one
+    return "on" if value else "off"
+
+
+# --- a test that died -----------------------------------------------------------------------------------------------
+
+
+def placed(error: BaseException, path: str, lineno: int, name: str) -> BaseException:
+    """Give ``error`` a traceback of one entry: function ``name`` at ``path``:``lineno`` (from 1).
+
+    The test's process is gone and so are its frames; the plugin's own would mislead. So the error is raised from a
+    function that claims the test's place: pytest then shows the test's source, and the crash line names the test.
+    """
+    function = name if name.isidentifier() else "test"
+    source = "\n" * (lineno - 1) + f"def {function}(error): raise error from None"
+    namespace: dict[str, Callable[[BaseException], NoReturn]] = {}
+    exec(compile(source, path, "exec"), namespace)
+    try:
+        namespace[function](error)
+    except BaseException as caught:
+        if caught is not error:
+            raise
+        return error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
+
+
+def place_of(item: pytest.Item) -> tuple[str, int, str]:
+    """Path, line (from 1) and function name of a test, for :func:`placed`."""
+    _, lineno, _ = item.reportinfo()
+    return str(item.path), (lineno or 0) + 1, getattr(item, "originalname", None) or item.name
+
+
+def ending_repr(excinfo: pytest.ExceptionInfo[BaseException], extra_text: Mapping[str, str]) -> Any:
+    """A longrepr of an ending: the error's text, then the titled texts; its crash line is the error's first line."""
+    representation = excinfo.getrepr(style="value")
+    if representation.reprcrash is not None:
+        representation.reprcrash.message = first_line(str(excinfo.value))
+    for title, text in extra_text.items():
+        if text.strip():
+            representation.addsection(title, text.rstrip("\n"), sep="-")
+    return representation
+
+
+def first_line(text: str) -> str:
+    """The first line of a text, or an empty one."""
+    return text.splitlines()[0] if text else ""
+
+
+def note_survived_oom(report: pytest.TestReport, text: str) -> None:
+    """Tell of an OOM kill that the test outlived: a section, and the last line of the message if the test failed."""
+    report.sections.append(("sandbox", text))
+    if not report.failed:
+        return
+    if isinstance(report.longrepr, str):
+        report.longrepr = f"{report.longrepr}\n{text}"
+        return
+    longrepr: Any = report.longrepr
+    crash = getattr(longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = f"{crash.message}\n{text}"
+    entries = getattr(getattr(longrepr, "reprtraceback", None), "reprentries", None)
+    lines = getattr(entries[-1], "lines", None) if entries else None
+    if isinstance(lines, list):
+        lines.extend(f"E   {line}" for line in text.splitlines())
+    elif hasattr(longrepr, "addsection"):
+        longrepr.addsection("sandbox", text)
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, as pytest takes them: a pipe counts as 80, and so does a width below 40."""
+    columns = shutil.get_terminal_size(fallback=(80, 24)).columns
+    return columns if columns >= 40 else 80
+
+
+# --- the plugin -----------------------------------------------------------------------------------------------------
+
+
+class Summary:
+    """Collects the reports of a run; writes the JSON file at its end and the table into the terminal summary.
+
+    Register it in the process that logs reports for the user: not in a worker of xdist. ``settings.json`` is taken
+    relative to the directory that pytest was started in.
+    """
+
+    def __init__(self, settings: Settings, host: Callable[[], Mapping[str, object]] = host_facts) -> None:
+        self._rows = settings.report
+        # Made absolute now: a test may leave the process in another directory.
+        self._json_path = Path(settings.json).absolute() if settings.json else None
+        self._host = host
+        self._json_problem = ""
+        self.results = Results()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember a report."""
+        self.results.add(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the JSON file; a file that cannot be written makes an otherwise good run exit with 4."""
+        if self._json_path is None or session.config.option.collectonly:
+            return
+        try:
+            write_json(self._json_path, self._host(), self.results.all())
+        except OSError as error:
+            self._json_problem = f"--sandbox-json: cannot write {self._json_path}: {error.strerror or error}"
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write the table."""
+        boxed = self.results.boxed()
+        if boxed and self._rows != 0:
+            shown = table.heaviest(boxed, self._rows)
+            terminalreporter.write_sep("=", self._title(len(shown), len(boxed)))
+            head, *lines = table.render(shown, terminal_width())
+            terminalreporter.write_line(head, bold=True)
+            for (_, usage), line in zip(shown, lines, strict=True):
+                terminalreporter.write_line(line, red=bool(usage.get("oom_kills")))
+            terminalreporter.write_line(table.totals(boxed))
+        if self._json_problem:
+            terminalreporter.write_line(self._json_problem, red=True)
+        elif self._json_path is not None and self.results.all():
+            terminalreporter.write_line(f"sandbox usage written to {self._json_path}")
+
+    def _title(self, shown: int, every: int) -> str:
+        if shown == every:
+            return "sandbox usage"
+        return f"sandbox usage: {shown} heaviest of {every} (CPU, memory and wall time)"

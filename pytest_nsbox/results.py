@@ -1,0 +1,158 @@
+"""What a run's reports say in the end, test by test, and the file of ``--sandbox-json``.
+
+The usage of a test travels in its reports' ``user_properties`` (names ``sandbox.*``) and its limits in the report
+attribute ``sandbox_limits``; both survive pytest's report serialisation, so under xdist the controller has them too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_nsbox import __version__
+from pytest_nsbox.policy import table
+from pytest_nsbox.policy.limits import LIMITS
+from pytest_nsbox.policy.usage import Usage, from_properties
+
+if TYPE_CHECKING:
+    from pytest_nsbox.policy.spec import Spec
+
+SCHEMA = 1
+
+
+# --- usage and limits on the report ---------------------------------------------------------------------------------
+
+
+def attach(report: pytest.TestReport, properties: Iterable[tuple[str, object]], limits: Mapping[str, object]) -> None:
+    """Put a test's usage (named ``sandbox.*``) and limits (plain JSON values) on its report."""
+    report.user_properties.extend(properties)
+    report.__dict__["sandbox_limits"] = dict(limits)  # an attribute that pytest serialises with the report
+
+
+def limits_of(spec: Spec) -> dict[str, object]:
+    """The limits that a spec sets, by marker key, as plain JSON: bytes, CPUs, microseconds (cpu_period), seconds."""
+    values = spec.to_json()
+    found = {limit.name: values[limit.name] for limit in LIMITS if limit.name in values}
+    if "ulimits" in found:
+        found["ulimits"] = {name: [soft, hard] for name, soft, hard in spec.ulimits}
+    return found
+
+
+# --- collected results ----------------------------------------------------------------------------------------------
+
+_RANKS = {"passed": 1, "skipped": 2, "xfailed": 2, "xpassed": 2, "rerun": 3, "error": 4, "failed": 5}
+
+
+def outcome_of(report: pytest.TestReport) -> str | None:
+    """What one report says about its test; None when it says nothing (a setup that passed)."""
+    if report.failed:
+        return "error" if report.when in ("setup", "teardown") else "failed"
+    if _is_subtest(report):
+        return None  # only its failure concerns the test
+    if hasattr(report, "wasxfail"):
+        return {"skipped": "xfailed", "passed": "xpassed"}.get(report.outcome, report.outcome)
+    if report.passed and report.when != "call":
+        return None
+    return report.outcome
+
+
+def _is_subtest(report: pytest.TestReport) -> bool:
+    # pytest >= 9 and pytest-subtests: both give the report of a subtest its context.
+    return hasattr(report, "context")
+
+
+@dataclass
+class Result:
+    """One test, over its phases. ``outcome``: failed, error, rerun, xfailed, xpassed, skipped, passed, or
+    "interrupted" when the run ended in the midst of it."""
+
+    nodeid: str
+    outcome: str = "interrupted"
+    limits: dict[str, object] = field(default_factory=dict)
+    usage: Usage = field(default_factory=dict)
+    begun: bool = False
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Take in the report of a phase (or of a subtest)."""
+        said = outcome_of(report)
+        if said is not None and _RANKS.get(said, 3) > _RANKS.get(self.outcome, 0):
+            self.outcome = said
+        self.begun = self.begun or report.when == "setup"
+        self.limits.update(getattr(report, "sandbox_limits", {}))
+        self.usage.update(from_properties(report.user_properties))
+
+    def as_json(self) -> dict[str, object]:
+        """The entry of ``--sandbox-json``."""
+        return {"nodeid": self.nodeid, "outcome": self.outcome, "limits": self.limits, "usage": self.usage}
+
+
+class Results:
+    """All tests of a run in the order of their first reports."""
+
+    def __init__(self) -> None:
+        self._order: list[Result] = []
+        self._latest: dict[tuple[str, str], Result] = {}
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Take in a report as it is logged."""
+        # xdist's --dist=each runs one nodeid in several workers at once.
+        key = (report.nodeid, str(getattr(report, "worker_id", "")))
+        result = self._latest.get(key)
+        if result is None or (report.when == "setup" and result.begun and result.outcome != "rerun"):
+            result = self._latest[key] = Result(report.nodeid)
+            self._order.append(result)
+        elif report.when == "setup" and result.begun:
+            # The next attempt of a test that is run again: it alone counts, and it stays one test.
+            result.__init__(report.nodeid)  # type: ignore[misc]
+        result.add(report)
+
+    def all(self) -> list[Result]:
+        """Every test, boxed or not."""
+        return list(self._order)
+
+    def boxed(self) -> list[table.Row]:
+        """Name and usage of the tests that ran in a box."""
+        return [(result.nodeid, result.usage) for result in self._order if result.usage]
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def host_facts() -> dict[str, object]:
+    """The ``host`` entry of ``--sandbox-json``: what makes figures of two machines comparable."""
+    return {
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "pytest": pytest.__version__,
+        "pytest_nsbox": __version__,
+    }
+
+
+def write_json(path: Path, host: Mapping[str, object], results: Sequence[Result]) -> None:
+    """Write ``--sandbox-json`` so that a reader finds the old file or the whole new one, never a part; or OSError."""
+    document = {"schema": SCHEMA, "host": dict(host), "tests": [result.as_json() for result in results]}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    data = text.encode("utf-8", "surrogateescape")  # a nodeid may hold a file name that is no UTF-8
+    target = Path(os.path.realpath(path))  # else the rename would replace a link instead of the file behind it
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)  # /dev/stdout, a fifo: nothing to replace
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with part.open("xb") as stream:
+            stream.write(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

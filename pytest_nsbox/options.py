@@ -1,0 +1,265 @@
+"""The command line and the ini: declared, read once, checked, and turned into the default layers of every box."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_nsbox.policy.errors import SpecProblems
+from pytest_nsbox.policy.keys import KEYS, LISTS, PARAMETRISED, TABLES, TEXTS, unknown_key
+from pytest_nsbox.policy.limits import LIMITS
+from pytest_nsbox.policy.spec import Layer, Spec
+from pytest_nsbox.policy.units import parse_count
+
+MARKER = "sandbox"
+MARKER_HELP = (
+    "sandbox(cpu=..., mem=..., net=..., ...): run the test in a box of its own with these limits; "
+    "sandbox(False) opts a test out of --sandbox-all. Keys: " + ", ".join(KEYS)
+)
+ENVIRONMENT = "PYTEST_NSBOX_CGROUP_PARENT"
+UNAVAILABLE = ("fail", "skip", "run")
+
+SETTINGS = pytest.StashKey["Settings"]()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options and ini of one run, checked.
+
+    ``report`` is the number of rows of the summary table (None: all). ``layers`` are the defaults of every box, ini
+    first. ``shared_paths`` are absolute.
+    """
+
+    all: bool = False
+    off: bool = False
+    unavailable: str = "fail"
+    cgroup_parent: str | None = None
+    pool: int = 2
+    host_fixtures: tuple[str, ...] = ()
+    box_fixtures: tuple[str, ...] = ()
+    shared_paths: tuple[str, ...] = ()
+    report: int | None = 10
+    json: str | None = None
+    html: str | None = None
+    keep: bool = False
+    shell: bool = False
+    doctor: bool = False
+    rootdir: str = "/"
+    layers: tuple[Layer, ...] = ()
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the command line and the ini."""
+    group = parser.getgroup("nsbox", "tests in boxes of their own")
+    option = group.addoption
+    option("--sandbox-all", action="store_true", help="run every test in a box of its own")
+    option("--sandbox-off", action="store_true", help="run marked tests plainly, without boxes")
+    option(
+        "--sandbox-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="default for every box, repeatable; VALUE is TOML or a plain text. Limits: "
+        + ", ".join(f"{limit.name}={limit.example}" for limit in LIMITS).replace("%", "%%")
+        + ". Other keys: "
+        + ", ".join(name for name in KEYS if name not in {limit.name for limit in LIMITS}),
+    )
+    option("--sandbox-report", metavar="N|all|none", help="rows of the summary table, heaviest first (default: 10)")
+    option("--sandbox-json", metavar="PATH", help="write limits and usage of every test there")
+    option("--sandbox-html", metavar="PATH", help="write a report page there")
+    option("--sandbox-keep", action="store_true", help="keep the scratch layer of failed tests and print where it is")
+    option("--sandbox-shell", action="store_true", help="open a shell inside the box of the first failing test")
+    option("--sandbox-doctor", action="store_true", help="show what works on this machine, why not, and the fix")
+    option(
+        "--sandbox-unavailable",
+        metavar="fail|skip|run",
+        help="what to do with a test whose box cannot be had on this machine (default: fail)",
+    )
+    option(
+        "--sandbox-cgroup-parent",
+        metavar="PATH",
+        help=f"cgroup for the boxes, relative to each hierarchy's mount (also: environment {ENVIRONMENT})",
+    )
+    # Without a type where a number or a truth value may come: older pytest has no "int", and its own bool raises.
+    parser.addini("sandbox_all", "run every test in a box of its own", type="bool", default=False)
+    parser.addini("sandbox_defaults", "defaults of every box, lines KEY=VALUE", type="linelist", default=[])
+    parser.addini("sandbox_unavailable", "as --sandbox-unavailable", default="")
+    parser.addini("sandbox_cgroup_parent", "as --sandbox-cgroup-parent", default="")
+    parser.addini("sandbox_host_fixtures", "fixtures that stay in pytest's own process", type="args", default=[])
+    parser.addini("sandbox_box_fixtures", "fixtures that are set up inside each box", type="args", default=[])
+    parser.addini(
+        "sandbox_shared_paths", "paths bound read-write into every box, one per line", type="linelist", default=[]
+    )
+    parser.addini("sandbox_pool", "number of boxes made ready ahead (default: 2)", default="2")
+
+
+def read(config: pytest.Config) -> Settings:
+    """The settings of this run; also registers the marker. UsageError with every wrong option and ini value at once."""
+    if SETTINGS in config.stash:
+        return config.stash[SETTINGS]
+    config.addinivalue_line("markers", MARKER_HELP)
+    reader = _Reader(config)
+    settings = Settings(
+        all=bool(config.option.sandbox_all) or reader.flag("sandbox_all"),
+        off=bool(config.option.sandbox_off),
+        unavailable=reader.unavailable(),
+        cgroup_parent=reader.cgroup_parent(),
+        pool=reader.count("sandbox_pool"),
+        host_fixtures=reader.texts("sandbox_host_fixtures"),
+        box_fixtures=reader.texts("sandbox_box_fixtures"),
+        shared_paths=reader.paths("sandbox_shared_paths"),
+        report=reader.report(),
+        json=config.option.sandbox_json,
+        html=config.option.sandbox_html,
+        keep=bool(config.option.sandbox_keep),
+        shell=bool(config.option.sandbox_shell),
+        doctor=bool(config.option.sandbox_doctor),
+        rootdir=str(config.rootpath),
+        layers=reader.layers(),
+    )
+    if reader.problems:
+        raise pytest.UsageError(*reader.problems)
+    config.stash[SETTINGS] = settings
+    return settings
+
+
+class _Reader:
+    """One pass over options and ini that notes every problem instead of stopping at the first."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.problems: list[str] = []
+
+    def _ini(self, name: str, default: Any) -> Any:
+        try:
+            return self.config.getini(name)
+        except (ValueError, TypeError) as error:  # what pytest raises for a value of the wrong type
+            self.problems.append(f"ini {name}: {error}")
+            return default
+
+    def flag(self, name: str) -> bool:
+        return bool(self._ini(name, False))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return tuple(self._ini(name, []))
+
+    def paths(self, name: str) -> tuple[str, ...]:
+        base = self.config.inipath.parent if self.config.inipath else self.config.rootpath
+        return tuple(os.path.abspath(base / Path(text).expanduser()) for text in self.texts(name))
+
+    def count(self, name: str) -> int:
+        value = self._ini(name, "0")
+        try:
+            return parse_count(value, 0, 64)
+        except ValueError as error:
+            self.problems.append(f"ini {name}={value!r}: {error}")
+            return 0
+
+    def unavailable(self) -> str:
+        for place, value in (
+            ("--sandbox-unavailable", self.config.option.sandbox_unavailable),
+            ("ini sandbox_unavailable", self._ini("sandbox_unavailable", "")),
+        ):
+            if value in UNAVAILABLE:
+                return str(value)
+            if value:
+                self.problems.append(f"{place}={value!r}: not a choice (accepted: {', '.join(UNAVAILABLE)})")
+        return "fail"
+
+    def cgroup_parent(self) -> str | None:
+        for place, value in (
+            ("--sandbox-cgroup-parent", self.config.option.sandbox_cgroup_parent),
+            (f"environment {ENVIRONMENT}", os.environ.get(ENVIRONMENT)),
+            ("ini sandbox_cgroup_parent", self._ini("sandbox_cgroup_parent", "")),
+        ):
+            if value:
+                if ".." in str(value).split("/") or not str(value).strip("/ "):
+                    accepted = "a path below each hierarchy's mount, such as '/nsbox'"
+                    self.problems.append(f"{place}={value!r}: not a cgroup (accepted: {accepted})")
+                return str(value)
+        return None
+
+    def report(self) -> int | None:
+        value = self.config.option.sandbox_report
+        if value is None or value in ("all", "none"):
+            return {None: 10, "all": None, "none": 0}[value]
+        try:
+            return parse_count(value, 0)
+        except ValueError:
+            accepted = "a number of rows, all or none"
+            self.problems.append(f"--sandbox-report={value!r}: not a number of rows (accepted: {accepted})")
+            return 10
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The defaults, ini first; each line is checked by itself, so that it is blamed where it stands."""
+        return tuple(
+            layer
+            for place, lines in (
+                ("ini sandbox_defaults", self._ini("sandbox_defaults", [])),
+                ("--sandbox-set", self.config.option.sandbox_set),
+            )
+            if (layer := self._layer(place, lines)).values
+        )
+
+    def _layer(self, place: str, lines: Iterable[str]) -> Layer:
+        values: dict[str, object] = {}
+        for line in lines:
+            name, equals, text = (part.strip() for part in line.partition("="))
+            if not equals or not name:
+                self.problems.append(f"{place} {line!r}: not a default (accepted: KEY=VALUE)")
+            elif name not in KEYS:
+                self.problems.append(str(unknown_key(name, f"{place} {line!r}")))
+            else:
+                value = read_value(name, text)
+                self.problems += _value_problems(name, value, f"{place} {line!r}")
+                values[name] = _joined(name, values[name], value) if name in values else value
+        return Layer(values, place)
+
+
+def read_value(name: str, text: str) -> object:
+    """The value of ``text`` for the key ``name``: TOML if it parses as TOML, else the text itself.
+
+    A key that takes a text keeps it as written, where TOML would make a number or a date of ``hostname=2024``.
+    """
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = table["value"]
+    if len(table) != 1 or not isinstance(value, (str, bool, int, float, list, dict)):
+        return text  # more than one line, or a date
+    if name in TEXTS and not isinstance(value, (str, bool, list)):
+        return text
+    return value
+
+
+def _joined(name: str, before: object, value: object) -> object:
+    """A key that comes again: lists and tables grow, of other keys the last counts."""
+    if name in TABLES and isinstance(before, dict) and isinstance(value, dict):
+        return {**before, **value}
+    if name in LISTS:
+        return [*(before if isinstance(before, list) else [before]), *(value if isinstance(value, list) else [value])]
+    return value
+
+
+def _value_problems(name: str, value: object, place: str) -> list[str]:
+    """What is wrong with one default by itself; contradictions show only when a test's layers are merged."""
+    values = value if name in PARAMETRISED and isinstance(value, list) else [value]
+    problems = []
+    for each in values:
+        try:
+            Spec.build([Layer({name: each} | _NEEDED.get(name, {}), place)])
+        except SpecProblems as error:
+            problems += [str(problem) for problem in error.problems if problem.key == name]
+    return problems
+
+
+_NEEDED: dict[str, dict[str, object]] = {"swap": {"mem": "1G"}, "cpu_period": {"cpu": 1}}

@@ -1,0 +1,293 @@
+"""The one table of limits: parser, kernel files on cgroup v1 and v2, the counter that shows a hit, the help.
+
+The marker, ``--help``, the page docs/reference/limits.md, the doctor and the failure messages read it. The page is
+what ``python -m pytest_nsbox.policy.limits`` prints.
+
+Sources: Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst of the kernel, setrlimit(2).
+"""
+
+from __future__ import annotations
+
+from pytest_nsbox.policy import units
+from pytest_nsbox.policy.errors import BadValueError
+from pytest_nsbox.policy.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_nsbox.policy.spec import Spec
+
+    Writer = Callable[[Spec], tuple["Write", ...]]
+
+DEFAULT_PERIOD = 100_000  # microseconds, the kernel's own default
+LONGEST_PERIOD = 1_000_000
+SMALLEST_QUOTA = 1_000  # below this the kernel answers EINVAL (min_cfs_quota_period)
+
+
+@record
+class Write:
+    """One value for one file of a box's group in the hierarchy of ``controller``.
+
+    ``fallback`` is what to do where the kernel has no such file: None means that the limit cannot be enforced here
+    (an error), a tuple holds the writes to make instead, () that nothing needs to be done.
+    """
+
+    controller: str
+    file: str
+    value: str
+    fallback: tuple[Write, ...] | None = None
+
+
+@record
+class Limit:
+    """One row. ``hit`` is (file, key) pairs of counters that rise when the limit is met, on v1 and on v2.
+
+    ``v1`` and ``v2`` give the writes, in order, for a spec that has this limit set.
+    """
+
+    name: str
+    controller: str | None
+    parse: Callable[[object], object]
+    accepted: str
+    example: str
+    help: str
+    v1: Writer | None = None
+    v2: Writer | None = None
+    hit: tuple[tuple[str, str], ...] = ()
+
+
+def cpu_quota(spec: Spec) -> tuple[int, int]:
+    """(quota, period) in microseconds for ``spec.cpu``: the period grows when the quota would be below 1 ms."""
+    assert spec.cpu is not None
+    period = spec.cpu_period or DEFAULT_PERIOD
+    if round(spec.cpu * period) < SMALLEST_QUOTA:
+        period = min(LONGEST_PERIOD, max(period, -round(-SMALLEST_QUOTA / spec.cpu)))
+    return max(SMALLEST_QUOTA, round(spec.cpu * period)), period
+
+
+def weight_of(shares: int) -> int:
+    """cgroup v2's cpu.weight (1..10000) for v1's cpu.shares (2..262144), as container runtimes convert it."""
+    return 1 + (shares - 2) * 9999 // 262142
+
+
+def _cpu_v1(spec: Spec) -> tuple[Write, ...]:
+    quota, period = cpu_quota(spec)
+    return (Write("cpu", "cpu.cfs_period_us", str(period)), Write("cpu", "cpu.cfs_quota_us", str(quota)))
+
+
+def _cpu_v2(spec: Spec) -> tuple[Write, ...]:
+    quota, period = cpu_quota(spec)
+    return (Write("cpu", "cpu.max", f"{quota} {period}"),)
+
+
+def _mem(file: str) -> Writer:
+    return lambda spec: (Write("memory", file, str(spec.mem)),)
+
+
+def _swap_v1(spec: Spec) -> tuple[Write, ...]:
+    # After the memory limit: memsw may not be below it, and a new group has neither.
+    swap = spec.swap or 0
+    # A kernel without swap accounting has no memsw; a swappiness of 0 still keeps the group out of swap.
+    instead = (Write("memory", "memory.swappiness", "0", fallback=()),) if swap == 0 else None
+    return (Write("memory", "memory.memsw.limit_in_bytes", str((spec.mem or 0) + swap), fallback=instead),)
+
+
+def _swap_v2(spec: Spec) -> tuple[Write, ...]:
+    # swap.max=0: else the kernel swaps instead of stopping at the limit. A kernel without swap has no such file.
+    swap = spec.swap or 0
+    return (Write("memory", "memory.swap.max", str(swap), fallback=() if swap == 0 else None),)
+
+
+def _pids(spec: Spec) -> tuple[Write, ...]:
+    return (Write("pids", "pids.max", str(spec.pids)),)
+
+
+def _cpuset(spec: Spec) -> tuple[Write, ...]:
+    return (Write("cpuset", "cpuset.cpus", units.format_cpuset(spec.cpuset or ())),)
+
+
+# Names of setrlimit(2) without RLIMIT_: True where the value is a size in bytes.
+ULIMITS = {
+    "as": True,
+    "core": True,
+    "cpu": False,
+    "data": True,
+    "fsize": True,
+    "memlock": True,
+    "msgqueue": True,
+    "nice": False,
+    "nofile": False,
+    "nproc": False,
+    "rss": True,
+    "rtprio": False,
+    "rttime": False,
+    "sigpending": False,
+    "stack": True,
+}
+_ULIMITS_ACCEPTED = "{NAME: VALUE or [SOFT, HARD]}, a value being a number, a size or 'unlimited'; names: " + ", ".join(
+    ULIMITS
+)
+
+
+def parse_ulimits(value: object) -> tuple[tuple[str, int, int], ...]:
+    """(name, soft, hard) of ``{"nofile": 256, "core": [0, "unlimited"]}``, sorted by name; -1 is unlimited."""
+    if not isinstance(value, dict):
+        raise BadValueError("not a table of limits", _ULIMITS_ACCEPTED)
+    found = []
+    for name, given in value.items():
+        if name not in ULIMITS:
+            raise BadValueError(f"unknown ulimit {name!r}", _ULIMITS_ACCEPTED)
+        pair = given if isinstance(given, (list, tuple)) else (given, given)
+        if len(pair) != 2:
+            raise BadValueError(f"{name!r} has {len(pair)} values", _ULIMITS_ACCEPTED)
+        soft, hard = (_ulimit(name, part) for part in pair)
+        if hard != -1 and (soft == -1 or soft > hard):
+            raise BadValueError(f"{name!r} has a soft limit above the hard one", _ULIMITS_ACCEPTED)
+        found.append((name, soft, hard))
+    return tuple(sorted(found))
+
+
+def _ulimit(name: str, value: object) -> int:
+    if value == "unlimited" or (value == -1 and not isinstance(value, bool)):
+        return -1
+    try:
+        return units.parse_size(value) if ULIMITS[name] else units.parse_count(value, smallest=0)
+    except BadValueError as error:
+        raise BadValueError(f"{name!r} is {error.reason}", _ULIMITS_ACCEPTED) from None
+
+
+def _parse_period(value: object) -> int:
+    accepted = "1 ms to 1 s, such as '100ms'"
+    try:
+        period = round(units.parse_duration(value) * 1e6)
+    except BadValueError as error:
+        raise BadValueError(error.reason, accepted) from None
+    if not 1_000 <= period <= LONGEST_PERIOD:
+        raise BadValueError("out of range", accepted)
+    return period
+
+
+LIMITS: tuple[Limit, ...] = (
+    Limit(
+        name="cpu",
+        controller="cpu",
+        parse=units.parse_cpu,
+        accepted=units.CPU,
+        example="20%",
+        help="CPU quota, of one CPU or in CPUs. A very small one is spread over a longer period, up to 1 s.",
+        v1=_cpu_v1,
+        v2=_cpu_v2,
+        hit=(("cpu.stat", "nr_throttled"),),
+    ),
+    Limit(
+        name="cpu_period",
+        controller="cpu",
+        parse=_parse_period,
+        accepted="1 ms to 1 s, such as '100ms'",
+        example="50ms",
+        help="The period that the CPU quota is counted over, 1 ms to 1 s (100 ms without it); needs `cpu`.",
+    ),
+    Limit(
+        name="cpu_shares",
+        controller="cpu",
+        parse=lambda value: units.parse_count(value, 2, 262144),
+        accepted="2 to 262144",
+        example="512",
+        help="Weight against other groups when CPUs are scarce, 2 to 262144 (the default is 1024).",
+        v1=lambda spec: (Write("cpu", "cpu.shares", str(spec.cpu_shares)),),
+        v2=lambda spec: (Write("cpu", "cpu.weight", str(weight_of(spec.cpu_shares or 2))),),
+    ),
+    Limit(
+        name="cpuset",
+        controller="cpuset",
+        parse=units.parse_cpuset,
+        accepted=units.CPUSET,
+        example="0-1,3",
+        help="The CPUs that the test may run on.",
+        v1=_cpuset,
+        v2=_cpuset,
+    ),
+    Limit(
+        name="mem",
+        controller="memory",
+        parse=units.parse_positive_size,
+        accepted=units.SIZE,
+        example="256M",
+        help="Hard memory limit. Page cache and tmpfs files count, the cache is dropped before the limit kills.",
+        v1=_mem("memory.limit_in_bytes"),
+        v2=_mem("memory.max"),
+        hit=(("memory.oom_control", "oom_kill"), ("memory.events", "oom_kill")),
+    ),
+    Limit(
+        name="swap",
+        controller="memory",
+        parse=units.parse_size,
+        accepted=units.SIZE,
+        example="64M",
+        help="Swap on top of `mem` (Docker's --memory-swap is the sum); 0 when only `mem` is set; needs `mem`.",
+        v1=_swap_v1,
+        v2=_swap_v2,
+    ),
+    Limit(
+        name="pids",
+        controller="pids",
+        parse=units.parse_count,
+        accepted="a whole number, 1 or more",
+        example="64",
+        help="Number of processes and threads of the test; the box's init is not counted.",
+        v1=_pids,
+        v2=_pids,
+        hit=(("pids.events", "max"),),
+    ),
+    Limit(
+        name="ulimits",
+        controller=None,
+        parse=parse_ulimits,
+        accepted=_ULIMITS_ACCEPTED,
+        example='{"nofile": 256}',
+        help="Resource limits of setrlimit(2) by name, without RLIMIT_ and in lower case; one value or [soft, hard].",
+    ),
+    Limit(
+        name="disk",
+        controller=None,
+        parse=units.parse_positive_size,
+        accepted=units.SIZE,
+        example="100M",
+        help="Size of the scratch layer: writing more fails with ENOSPC. It lies in memory then: keep it below `mem`.",
+    ),
+    Limit(
+        name="timeout",
+        controller=None,
+        parse=units.parse_duration,
+        accepted=units.DURATION,
+        example="30s",
+        help="Wall clock of the test, enforced from outside of it; the whole box is killed.",
+    ),
+)
+
+BY_NAME = {limit.name: limit for limit in LIMITS}
+_WRITERS = {
+    1: tuple((limit.name, limit.v1) for limit in LIMITS if limit.v1),
+    2: tuple((limit.name, limit.v2) for limit in LIMITS if limit.v2),
+}
+
+
+def cgroup_writes(spec: Spec, version: int) -> tuple[Write, ...]:
+    """What to write, in order, into the new group of a box on cgroup ``version`` (1 or 2)."""
+    found: list[Write] = []
+    for name, writer in _WRITERS[version]:
+        if getattr(spec, name) is not None:
+            found += writer(spec)
+    return tuple(found)
+
+
+def controllers_needed(spec: Spec, version: int) -> frozenset[str]:
+    """Names of the controllers without which this spec's limits cannot be enforced."""
+    return frozenset(write.controller for write in cgroup_writes(spec, version))
+
+
+if __name__ == "__main__":
+    from pytest_nsbox.policy.keys import render_limits  # needs the parsers, which need this table
+
+    print(render_limits(), end="")  # noqa: T201  # the page is this command's result

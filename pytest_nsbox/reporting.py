@@ -13,8 +13,10 @@ import pytest
 from pytest_nsbox.policy import table
 from pytest_nsbox.policy.errors import SpecProblems
 from pytest_nsbox.policy.spec import Spec
-from pytest_nsbox.results import Results, host_facts, write_json
+from pytest_nsbox.results import Results, attach, host_facts, write_json
 from pytest_nsbox.settings import Settings, read
+
+__all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived_oom", "place_of", "placed"]
 
 # --- header ---------------------------------------------------------------------------------------------------------
 
@@ -45,7 +47,7 @@ _MODES = {
 def header(config: pytest.Config, facts: Facts | None) -> list[str]:
     """Lines of pytest's report header.
 
-    Without ``facts`` (the warden has not been asked, or this is the controller of xdist) only what was asked for is told.
+    Without ``facts`` (nobody asked the warden, or this is the controller of xdist) only the wish is told.
     """
     settings = read(config)
     if settings.off:

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
@@ -21,28 +21,24 @@ from pytest_nsbox.policy import table
 from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.usage import Usage, from_properties
 
-if TYPE_CHECKING:
-    from pytest_nsbox.policy.spec import Spec
-
 SCHEMA = 1
 
 
 # --- usage and limits on the report ---------------------------------------------------------------------------------
 
 
-def attach(report: pytest.TestReport, properties: Iterable[tuple[str, object]], limits: Mapping[str, object]) -> None:
-    """Put a test's usage (named ``sandbox.*``) and limits (plain JSON values) on its report."""
+def attach(report: pytest.TestReport, properties: Iterable[tuple[str, object]], spec: Mapping[str, object]) -> None:
+    """Put a test's usage (named ``sandbox.*``) and the limits among its spec's values on its report.
+
+    ``spec``: as from Spec.to_json. Limits are kept by marker key, as plain JSON: bytes, CPUs, microseconds
+    (cpu_period), seconds, ``{"nofile": [soft, hard]}``.
+    """
     report.user_properties.extend(properties)
-    report.__dict__["sandbox_limits"] = dict(limits)  # an attribute that pytest serialises with the report
-
-
-def limits_of(spec: Spec) -> dict[str, object]:
-    """The limits that a spec sets, by marker key, as plain JSON: bytes, CPUs, microseconds (cpu_period), seconds."""
-    values = spec.to_json()
-    found = {limit.name: values[limit.name] for limit in LIMITS if limit.name in values}
-    if "ulimits" in found:
-        found["ulimits"] = {name: [soft, hard] for name, soft, hard in spec.ulimits}
-    return found
+    # Not a property: their names are fixed, and junit would show every attribute as one.
+    report.__dict__["sandbox_limits"] = {limit.name: spec[limit.name] for limit in LIMITS if limit.name in spec}
+    ulimits: Any = spec.get("ulimits")
+    if ulimits:
+        report.__dict__["sandbox_limits"]["ulimits"] = {name: [soft, hard] for name, soft, hard in ulimits}
 
 
 # --- collected results ----------------------------------------------------------------------------------------------

@@ -100,11 +100,15 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("sandbox_pool", "number of boxes made ready ahead (default: 2)", default="2")
 
 
+def add_marker(config: pytest.Config) -> None:
+    """Make the marker known to ``--markers`` and ``--strict-markers``."""
+    config.addinivalue_line("markers", MARKER_HELP)
+
+
 def read(config: pytest.Config) -> Settings:
-    """The settings of this run; also registers the marker. UsageError with every wrong option and ini value at once."""
+    """The settings of this run, read once. UsageError with every wrong option and ini value at once."""
     if SETTINGS in config.stash:
         return config.stash[SETTINGS]
-    config.addinivalue_line("markers", MARKER_HELP)
     reader = _Reader(config)
     settings = Settings(
         all=bool(config.option.sandbox_all) or reader.flag("sandbox_all"),

@@ -12,12 +12,23 @@ from typing import Any
 
 import pytest
 
-from pytest_nsbox.options import MARKER, SETTINGS, Settings, add_options, read
+from pytest_nsbox.options import MARKER, SETTINGS, Settings, add_marker, add_options, read
 from pytest_nsbox.policy.errors import SpecError, SpecProblems
 from pytest_nsbox.policy.keys import PARAMETRISED
 from pytest_nsbox.policy.spec import HostFacts, Layer, Spec
 
-__all__ = ["SETTINGS", "SPEC", "Resolved", "Settings", "add_options", "generate", "host_facts", "read", "resolve"]
+__all__ = [
+    "SETTINGS",
+    "SPEC",
+    "Resolved",
+    "Settings",
+    "add_marker",
+    "add_options",
+    "generate",
+    "host_facts",
+    "read",
+    "resolve",
+]
 
 SPEC = pytest.StashKey[Spec]()
 

@@ -11,10 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pytest_nsbox.policy import table
-from pytest_nsbox.policy.errors import SpecProblems
-from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.results import Results, attach, host_facts, write_json
-from pytest_nsbox.settings import Settings, read
 
 __all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived_oom", "place_of", "placed"]
 
@@ -44,19 +41,22 @@ _MODES = {
 }
 
 
-def header(config: pytest.Config, facts: Facts | None) -> list[str]:
+def header(*, mode: str, facts: Facts | None, defaults: Mapping[str, object] | None = None) -> list[str]:
     """Lines of pytest's report header.
 
-    Without ``facts`` (nobody asked the warden, or this is the controller of xdist) only the wish is told.
+    ``mode`` tells which tests get a box: "all", "marked" or "off". Without ``facts`` (nobody asked the warden, or this
+    is the controller of xdist) only the wish is told. ``defaults``: keys set for every box, as from Spec.shown.
     """
-    settings = read(config)
-    if settings.off:
+    if mode == "off":
         return ["sandbox: off (--sandbox-off), marked tests run without a box"]
-    which = "every test in a box" if settings.all else "marked tests in boxes"
-    return [*describe(which, facts), *_defaults(settings)]
+    which = "every test in a box" if mode == "all" else "marked tests in boxes"
+    lines = _describe(which, facts)
+    if defaults:
+        lines.append(f"sandbox: defaults: {' '.join(f'{key}={value}' for key, value in defaults.items())}")
+    return lines
 
 
-def describe(which: str, facts: Facts | None) -> list[str]:
+def _describe(which: str, facts: Facts | None) -> list[str]:
     """The header's lines on ``which`` tests get a box, and on what boxes are made of here."""
     if facts is None:
         return [f"sandbox: {which}"]
@@ -68,14 +68,6 @@ def describe(which: str, facts: Facts | None) -> list[str]:
         lines.append(f"sandbox: cgroup v{facts.cgroup_version}, controllers: {controllers}")
     lines.extend(f"sandbox: {note}" for note in facts.notes)
     return lines
-
-
-def _defaults(settings: Settings) -> list[str]:
-    try:
-        shown = Spec.build(settings.layers, rootdir=settings.rootdir).shown()
-    except SpecProblems:
-        return []  # told at collection, with the place of each
-    return [f"sandbox: defaults: {' '.join(f'{key}={value}' for key, value in shown.items())}"] if shown else []
 
 
 def _on(value: bool) -> str:  # noqa: FBT001 - a formatter of booleans takes one
@@ -157,14 +149,20 @@ def terminal_width() -> int:
 class Summary:
     """Collects the reports of a run; writes the JSON file at its end and the table into the terminal summary.
 
-    Register it in the process that logs reports for the user: not in a worker of xdist. ``settings.json`` is taken
-    relative to the directory that pytest was started in.
+    Register it in the process that logs reports for the user: not in a worker of xdist. ``rows`` of the table (None:
+    all); ``json_path`` is taken relative to the directory that pytest was started in.
     """
 
-    def __init__(self, settings: Settings, host: Callable[[], Mapping[str, object]] = host_facts) -> None:
-        self._rows = settings.report
+    def __init__(
+        self,
+        *,
+        rows: int | None = 10,
+        json_path: Path | None = None,
+        host: Callable[[], Mapping[str, object]] = host_facts,
+    ) -> None:
+        self._rows = rows
         # Made absolute now: a test may leave the process in another directory.
-        self._json_path = Path(settings.json).absolute() if settings.json else None
+        self._json_path = json_path.absolute() if json_path is not None else None
         self._host = host
         self._json_problem = ""
         self.results = Results()

@@ -1,0 +1,179 @@
+"""Between lockstep and the warden: boxes for items, what they used, how a test in one died."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_nsbox import reporting, results
+from pytest_nsbox.coverage_data import Data, Gathered
+from pytest_nsbox.policy import outcome, usage
+from pytest_nsbox.policy.errors import BoxFailed, SandboxError
+from pytest_nsbox.settings import SPEC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.protocol import Attempt
+    from pytest_nsbox.warden.client import Box, Released, Warden
+
+STACKS_SIGNAL: Final = signal.SIGRTMIN + 1
+STACKS_PATIENCE: Final = 1.0  # seconds for faulthandler to write the stacks of a test that timed out
+
+
+class Boxes:
+    """The boxes of one session."""
+
+    def __init__(self, config: pytest.Config, start_warden: Callable[[], Warden]) -> None:
+        self._config = config
+        self._start_warden = start_warden
+        self._warden: Warden | None = None
+        self._next: Spec | None = None
+        self._stacks = _StacksFile()
+        self._released: dict[int, Released] = {}  # by id of the attempt, until its teardown report
+        self.gathered = Gathered()
+
+    @property
+    def warden(self) -> Warden:
+        if self._warden is None:
+            self._warden = self._start_warden()
+        return self._warden
+
+    def close(self) -> None:
+        """End every box and the warden; returns when nothing of them is left."""
+        if self._warden is not None:
+            warden, self._warden = self._warden, None
+            warden.close()
+        self._stacks.close()
+
+    # --- for lockstep
+
+    def spec_of(self, item: pytest.Item) -> Spec | None:
+        return item.stash.get(SPEC, None)
+
+    def expect(self, item: pytest.Item | None) -> None:
+        """Name the item after the current one: its box is made while the current test runs."""
+        self._next = self.spec_of(item) if item is not None else None
+
+    def acquire(self, item: pytest.Item, spec: Spec) -> Box:
+        box = self.warden.acquire(spec)
+        if self._next is not None:
+            self.warden.prefetch(self._next)
+        return box
+
+    def enter(self, box: Box, item: pytest.Item) -> None:
+        """In the child: everything of the box that is a property of the process."""
+        os.close(self.warden.fileno())  # held open here it would outlive a killed pytest, and the warden with it
+        box.enter()
+        box.apply_limits()
+        for name, value in box.spec.env:
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._stacks.enable()
+
+    def answer(self, attempt: Attempt, what: str) -> Any:
+        """What the ``sandbox`` fixture asks from inside the box."""
+        box = attempt.box
+        assert box is not None
+        if what == "usage":
+            wall = time.perf_counter() - attempt.started
+            return usage.complete(box.usage(), attempt.spec, wall_s=wall)
+        if what == "changes":
+            return box.changes()
+        if what == "inspect":
+            return box.inspect()
+        raise ValueError(f"the sandbox fixture asked for {what!r}")
+
+    def coverage(self, data: Data) -> None:
+        self.gathered.add(data)
+
+    def stacks(self, attempt: Attempt) -> str:
+        """The stacks of all threads of a test that is to be killed for its timeout, as faulthandler writes them."""
+        self._stacks.clear()
+        attempt.signal(STACKS_SIGNAL)
+        return self._stacks.read_when_written(STACKS_PATIENCE)
+
+    def died(self, attempt: Attempt, returncode: int) -> SandboxError:
+        """The exception that tells how the test's process ended before the test did."""
+        released = self._release(attempt)
+        stacks = attempt.stacks if attempt.timed_out else self._stacks.take()
+        ending = outcome.Ending(
+            returncode=returncode,
+            timed_out=attempt.timed_out,
+            oom_kills=int(released.usage.get("oom_kills", 0)),
+            phase=attempt.phase,
+            stacks=stacks,
+            pids_hit=bool(released.hits.get("pids", 0)),
+        )
+        error = outcome.classify(ending, attempt.spec, released.usage)
+        return error if error is not None else BoxFailed(f"the test's process ended with status {returncode}")
+
+    def ended(self, attempt: Attempt, report: pytest.TestReport) -> None:
+        """Put what the test used on its teardown report."""
+        if attempt.box is None or not attempt.ended:
+            return
+        released = self._release(attempt)
+        del self._released[id(attempt)]
+        used = usage.complete(
+            released.usage,
+            attempt.spec,
+            wall_s=attempt.stopped - attempt.started,
+            files_changed=released.files_changed,
+        )
+        results.attach(report, usage.as_properties(used), attempt.spec.to_json())
+        if used.get("oom_kills") and not attempt.died:
+            reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
+
+    def _release(self, attempt: Attempt) -> Released:
+        """Give the box back, once; what it used is remembered until the teardown report."""
+        released = self._released.get(id(attempt))
+        if released is None:
+            assert attempt.box is not None
+            released = self._released[id(attempt)] = attempt.box.release()
+        return released
+
+
+class _StacksFile:
+    """A file in memory, shared with every child, that faulthandler writes tracebacks to."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("nsbox-stacks")
+
+    def enable(self) -> None:
+        """In the child: fatal signals and `STACKS_SIGNAL` write the stacks of all threads."""
+        faulthandler.enable(file=self._fd, all_threads=True)
+        faulthandler.register(STACKS_SIGNAL, file=self._fd, all_threads=True)
+
+    def clear(self) -> None:
+        os.truncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+
+    def take(self) -> str:
+        """What was written since the last `clear`, which it is cleared of."""
+        size = os.fstat(self._fd).st_size
+        text = os.pread(self._fd, min(size, 1 << 20), 0).decode("utf-8", "replace") if size else ""
+        if size:
+            self.clear()
+        return text
+
+    def read_when_written(self, patience: float) -> str:
+        """`take`, once something was written and no more came for a moment."""
+        deadline, size = time.monotonic() + patience, 0
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+            now = os.fstat(self._fd).st_size
+            if now and now == size:
+                break
+            size = now
+        return self.take()
+
+    def close(self) -> None:
+        os.close(self._fd)

@@ -1,0 +1,240 @@
+"""The forked test's side of lockstep: what it reports, in frames, and how it ends.
+
+Life of a child, after the fork::
+
+    enter()     own process group, box, limits, recording of warnings and coverage
+    ...         pytest's ordinary protocol goes on: setup, call, teardown
+    report()    after each phase: the report, and what the phase left that pytest's process must know
+    finish()    the last frame, then `os._exit`; there is no other way out
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pytest_nsbox import internals
+from pytest_nsbox.relay import Channel, report_to_data, warning_to_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from pytest_nsbox.coverage_data import Measured
+
+# What pytest itself keeps on items; everything else that is plain data was put there by a hook of somebody else.
+_PYTEST_ATTRIBUTES: Final = frozenset(
+    "name config session path keywords own_markers extra_keyword_matches stash _nodeid _store _id _report_sections "
+    "user_properties _obj originalname callspec _fixtureinfo fixturenames funcargs _request _instance setup runtest "
+    "teardown parent fspath _excinfo location dtest runner fixture_request _arg2fixturedefs obj".split()
+)
+
+
+class _Kernel:
+    """`os` functions held where pyfakefs and friends, which replace module globals, do not look."""
+
+    exit = staticmethod(os._exit)
+    getpid = staticmethod(os.getpid)
+    setpgid = staticmethod(os.setpgid)
+    kill = staticmethod(os.kill)
+
+
+class Child:
+    """This process, once forked."""
+
+    def __init__(self, item: pytest.Item, channel: Channel, *, lockstep_output: bool) -> None:
+        self.item = item
+        self.config = item.config
+        self.channel = channel
+        self.due: str | None = None  # the phase whose report the next makereport makes
+        self.last_report: pytest.TestReport | None = None
+        self._lockstep_output = lockstep_output
+        self._records_warnings = internals.records_warnings(self.config)
+        self._warnings: list[warnings.WarningMessage] = []
+        self._catch: warnings.catch_warnings[Any] | None = None
+        self._attributes = {name: _copy(value) for name, value in self._plain_attributes()}
+        self._properties = len(internals.testsuite_properties(self.config))
+        self._failed_subtests = self._count_failed_subtests()
+        self._stops = self._read_stops()
+        self._measured: Measured | None = None
+        self._finishing = False
+
+    # --- at the fork
+
+    def enter(self, enter_box: Callable[[], None], random_state: Any) -> None:
+        """Become the test's process; a failure is reported as the box's, and ends it."""
+        try:
+            _Kernel.setpgid(0, 0)
+            enter_box()
+        except BaseException as error:
+            self._send_and_exit("failed", text=f"{type(error).__name__}: {error}")
+        # os.fork made every child's generator start anew; a plain run carries on with one sequence
+        random.setstate(random_state)
+        internals.keep_only_item_in_child(self.item)
+        if self._records_warnings:
+            self._catch = warnings.catch_warnings(record=True)
+            self._warnings = self._catch.__enter__()
+        self._measured = _start_measuring(self.config)
+
+    # --- what the hooks of this process tell
+
+    def report(self, report: pytest.TestReport) -> None:
+        """Send the report of a phase, and what else the phase left."""
+        self.due, self.last_report = None, report
+        self.channel.send("report", report=self._serialise(report), **self._left_by_phase())
+        if self._lockstep_output:
+            self.await_go()
+
+    def log(self, report: Any) -> None:
+        """Send a report that something logged besides the phases' (subtests, plugins)."""
+        if report is not self.last_report:
+            self.channel.send("log", report=self._serialise(report))
+
+    def await_go(self) -> None:
+        """Wait until pytest has printed what it knows: its output and ours go to one terminal."""
+        self.channel.receive()
+
+    def ask(self, what: str) -> Any:
+        """Ask pytest's process something about this box (usage, changes, inspect)."""
+        self.channel.send("ask", what=what)
+        reply = self.channel.receive()
+        while reply["t"] != "reply":
+            reply = self.channel.receive()
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return reply["value"]
+
+    def _serialise(self, report: pytest.TestReport) -> dict[str, Any]:
+        return report_to_data(self.config, report)
+
+    # --- the end
+
+    def finish(self) -> NoReturn:
+        """Send the last frame and end; never returns, in whatever state the test left this process."""
+        self._leave("end")
+
+    def interrupted(self) -> NoReturn:
+        """Ctrl-C reached the test: its fixtures are torn down, then pytest hears of it."""
+        self._tear_down()
+        self._leave("interrupt")
+
+    def exited(self, message: str, returncode: int | None) -> NoReturn:
+        """The test called `pytest.exit`."""
+        self._tear_down()
+        self._leave("exit", message=message, returncode=returncode)
+
+    def crashed(self, error: BaseException) -> NoReturn:
+        """Pytest's own protocol failed in this process (an internal error in a hook)."""
+        import traceback
+
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self._leave("internal", text=text)
+
+    def _tear_down(self) -> None:
+        try:
+            self.item.session._setupstate.teardown_exact(None)  # type: ignore[attr-defined]
+        except BaseException:  # the interruption is the news; pytest does not report teardown errors after one either
+            pass
+
+    def _leave(self, kind: str, **fields: Any) -> NoReturn:
+        if self._finishing:  # a second interruption while we end
+            _Kernel.exit(1)
+        self._finishing = True
+        try:
+            # Another Ctrl-C must not cut the last frame in two.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _flush()
+            fields.update(self._left_by_phase())
+            if self._measured is not None:
+                fields["coverage"] = self._measured.collect()
+            self._send_and_exit(kind, **fields)
+        except BaseException as error:
+            self._send_and_exit("failed", text=f"the result could not be sent: {type(error).__name__}: {error}")
+        finally:
+            _Kernel.exit(0)
+
+    def _send_and_exit(self, kind: str, **fields: Any) -> NoReturn:
+        try:
+            self.channel.send(kind, **fields)
+        finally:
+            _Kernel.exit(0)
+
+    # --- what else a phase leaves
+
+    def _left_by_phase(self) -> dict[str, Any]:
+        left: dict[str, Any] = {}
+        if self._warnings:
+            left["warnings"] = [warning_to_data(message) for message in self._warnings]
+            self._warnings.clear()
+        attributes = {}
+        for name, value in self._plain_attributes():
+            if name not in self._attributes or self._attributes[name] != value:
+                attributes[name] = self._attributes[name] = _copy(value)
+        if attributes:
+            left["attributes"] = attributes
+        properties = internals.testsuite_properties(self.config)[self._properties :]
+        if properties:
+            self._properties += len(properties)
+            left["testsuite_properties"] = properties
+        failed = self._count_failed_subtests()
+        if failed != self._failed_subtests:
+            self._failed_subtests = left["failed_subtests"] = failed
+        stops = self._read_stops()
+        if stops != self._stops:
+            self._stops = left["stops"] = stops
+        return left
+
+    def _plain_attributes(self) -> list[tuple[str, Any]]:
+        found = self.item.__dict__.items()
+        return [(name, value) for name, value in found if name not in _PYTEST_ATTRIBUTES and _is_plain(value)]
+
+    def _count_failed_subtests(self) -> int:
+        table, key = internals.failed_subtests(self.item)
+        return table.get(key, 0) if table is not None else 0
+
+    def _read_stops(self) -> list[bool | str]:
+        return [self.item.session.shouldstop, self.item.session.shouldfail]
+
+
+def _is_plain(value: object, depth: int = 4) -> bool:
+    """Whether a value survives JSON as it is."""
+    if value is None or type(value) in (bool, int, float, str):
+        return True
+    if depth == 0:
+        return False
+    if type(value) is list:
+        return all(_is_plain(element, depth - 1) for element in value)
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(element, depth - 1) for key, element in value.items())
+    return False
+
+
+def _copy(value: Any) -> Any:
+    if type(value) is list:
+        return [_copy(element) for element in value]
+    if type(value) is dict:
+        return {key: _copy(element) for key, element in value.items()}
+    return value
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):  # closed or replaced by the test: nothing of ours to lose
+            pass
+
+
+def _start_measuring(config: pytest.Config) -> Measured | None:
+    if "coverage" not in sys.modules:
+        return None
+    from pytest_nsbox.coverage_data import Measured
+
+    return Measured.start(config)

@@ -1,0 +1,121 @@
+"""Coverage of forked tests: measured in the child, sent as plain data, added to pytest's own measurement.
+
+Coverage.py keeps what it measured in the memory of its collector until it is saved. The child sends its collector's
+data instead of saving them; nothing touches a data file. (``CoverageData.dumps()`` would be SQL that the parent
+executes: not from a sandboxed test.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import pytest
+
+Data = dict[str, dict[str, dict[str, list[Any]]]]  # context -> "lines" | "arcs" | "tracers" -> file -> values
+
+
+def _current() -> Any:
+    """The running `coverage.Coverage`, or None."""
+    import coverage
+
+    current = getattr(coverage.Coverage, "current", None)
+    found = current() if current is not None else None
+    return found if getattr(found, "_collector", None) is not None else None
+
+
+class Measured:
+    """In the child: stands in for the collector's `CoverageData` and keeps what it is given."""
+
+    def __init__(self, collector: Any) -> None:
+        self._collector = collector
+        self._context = getattr(collector.covdata, "_current_context", None) or ""
+        self._data: Data = {}
+
+    @classmethod
+    def start(cls, config: pytest.Config) -> Measured | None:
+        """Leave what was measured so far to the parent, and record from here on; None without coverage."""
+        found = _current()
+        if found is None:
+            return None
+        collector = found._collector
+        collector._clear_data()
+        measured = cls(collector)
+        collector.covdata = measured
+        return measured
+
+    def collect(self) -> Data:
+        """What the child measured, as plain data."""
+        self._collector.flush_data()
+        return self._data
+
+    def _of_context(self, kind: str) -> dict[str, list[Any]]:
+        return self._data.setdefault(self._context, {}).setdefault(kind, {})
+
+    # The part of CoverageData that a collector uses.
+
+    def set_context(self, context: str | None) -> None:
+        self._context = context or ""
+
+    def add_lines(self, lines: Mapping[str, Iterable[int]]) -> None:
+        for file, numbers in lines.items():
+            self._of_context("lines").setdefault(file, []).extend(numbers)
+
+    def add_arcs(self, arcs: Mapping[str, Iterable[tuple[int, int]]]) -> None:
+        for file, pairs in arcs.items():
+            self._of_context("arcs").setdefault(file, []).extend(pairs)
+
+    def add_file_tracers(self, tracers: Mapping[str, str]) -> None:
+        for file, plugin in tracers.items():
+            self._of_context("tracers")[file] = [plugin]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"coverage asked the sandboxed test's data for {name!r}")
+
+
+class Gathered:
+    """In pytest's process: the union of what the children measured, kept small and in memory until the end."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str], set[int]] = {}
+        self._arcs: dict[tuple[str, str], set[tuple[int, int]]] = {}
+        self._tracers: dict[str, str] = {}
+
+    def add(self, data: Data) -> None:
+        """Take in what `Measured.collect` gave."""
+        for context, kinds in data.items():
+            for file, numbers in kinds.get("lines", {}).items():
+                self._lines.setdefault((context, file), set()).update(numbers)
+            for file, pairs in kinds.get("arcs", {}).items():
+                self._arcs.setdefault((context, file), set()).update((first, second) for first, second in pairs)
+            for file, plugins in kinds.get("tracers", {}).items():
+                self._tracers[file] = plugins[0]
+
+    def hand_over(self) -> None:
+        """Add everything to the running measurement, before whoever started it saves and reports."""
+        if not (self._lines or self._arcs):
+            return
+        found = _current()
+        if found is None:
+            return
+        data = found.get_data()
+        before = getattr(data, "_current_context", None)
+        for context, group in _by_context(self._lines).items():
+            data.set_context(context)
+            data.add_lines(group)
+        for context, arcs in _by_context(self._arcs).items():
+            data.set_context(context)
+            data.add_arcs(arcs)
+        if self._tracers:
+            data.add_file_tracers(self._tracers)
+        data.set_context(before)
+        self.__init__()  # type: ignore[misc]
+
+
+def _by_context(found: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    for (context, file), values in found.items():
+        groups.setdefault(context, {})[file] = values
+    return groups

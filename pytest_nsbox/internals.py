@@ -1,0 +1,349 @@
+"""pytest's and pluggy's private machinery, in this one module: what `protocol` needs of it, and nothing else.
+
+Everything here is held by tests over the supported pytest versions; a new pytest that moves one of these parts
+breaks this module and no other.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from _pytest.fixtures import FixtureDef
+from _pytest.runner import SetupState, check_interactive_exception
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pluggy import HookCaller, HookImpl
+
+    Action = Callable[[HookCaller, dict[str, Any]], Any]
+
+__all__ = ["check_interactive_exception"]
+
+
+class Forked(BaseException):
+    """Leaves the parent's half of ``pytest_runtest_setup`` once the test runs in its box.
+
+    A BaseException that is no test outcome: SetupState lets it pass and keeps the item on its stack. ``undo`` ends
+    what was arranged for the wrappers that it leaves.
+    """
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self.undo = undo
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------
+
+
+class _Intercepted:
+    """One hook caller that runs an action of ours; in all other respects the caller itself."""
+
+    def __init__(self, real: HookCaller, action: Action) -> None:
+        self._real = real
+        self._action = action
+
+    def __call__(self, **kwargs: Any) -> Any:
+        __tracebackhide__ = True  # a test's traceback passes through here
+        return self._action(self._real, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class _StandIn:
+    """A hook relay (``config.hook`` or the one of a directory) with some of its callers intercepted."""
+
+    def __init__(self, real: Any, actions: dict[str, Action]) -> None:
+        self._nsbox_real = real
+        self._nsbox_actions = actions
+
+    def __getattr__(self, name: str) -> Any:
+        caller = getattr(self._nsbox_real, name)
+        action = self._nsbox_actions.get(name)
+        if action is not None:
+            caller = _Intercepted(caller, action)
+        # Found once, kept: HookRelay attributes do not change after they are made. Directory relays live shorter.
+        self.__dict__[name] = caller
+        return caller
+
+
+def intercept(session: pytest.Session, actions: dict[str, Action]) -> Callable[[], None]:
+    """Route the named hooks of every item of the session through ``actions``; returns what undoes it.
+
+    ``item.ihook`` asks ``session.gethookproxy`` at each access, and that hands out ``config.hook`` itself where all
+    conftests apply, so both are stood in for.
+    """
+    config, gethookproxy = session.config, session.gethookproxy
+    real = config.hook
+    everywhere = _StandIn(real, actions)
+    config.hook = everywhere  # type: ignore[assignment]
+
+    def proxy(fspath: Path) -> Any:
+        found = gethookproxy(fspath)
+        return found if found is everywhere else _StandIn(found, actions)  # type: ignore[comparison-overlap]
+
+    session.gethookproxy = proxy  # type: ignore[method-assign,assignment]
+
+    def undo() -> None:
+        config.hook = real  # type: ignore[misc]
+        del session.gethookproxy
+
+    return undo
+
+
+_OWN: Final = "_pytest."
+
+
+def call_own(config: pytest.Config, caller: HookCaller, kwargs: dict[str, Any], *, firstresult: bool = False) -> Any:
+    """Call only pytest's own implementations of a hook."""
+    own = [impl for impl in caller.get_hookimpls() if _is_own(impl)]
+    return config.pluginmanager._hookexec(caller.name, own, kwargs, firstresult)
+
+
+def _is_own(impl: HookImpl) -> bool:
+    return str(getattr(impl.function, "__module__", "")).startswith(_OWN)
+
+
+class _Impl:
+    """A hook wrapper whose generator is a `_Step`; every other attribute is the implementation's."""
+
+    def __init__(self, impl: HookImpl) -> None:
+        self._impl = impl
+
+    def function(self, *args: Any, **kwargs: Any) -> _Step:
+        return _Step(self._impl.function(*args, **kwargs), _is_own(self._impl))  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._impl, name)
+
+
+_suspended: list[Generator[Any, Any, Any]] = []
+
+
+class _Step:
+    """The generator of a wrapper that `Forked` may leave.
+
+    The second half of a wrapper runs in the child. In the parent, pytest's own wrappers are closed, which undoes
+    what they set up in this process; those of others are kept suspended for ever: closing them would run their
+    ``finally`` a second time, and so would the garbage collector.
+    """
+
+    def __init__(self, generator: Generator[Any, Any, Any], own: bool) -> None:
+        self._generator = generator
+        self._own = own
+
+    def __next__(self) -> Any:
+        return next(self._generator)
+
+    def send(self, result: Any) -> Any:
+        # an old-style wrapper is handed the exception inside a Result
+        if isinstance(getattr(result, "exception", None), Forked):
+            self._leave()
+            raise StopIteration
+        return self._generator.send(result)
+
+    def throw(self, exception: BaseException) -> Any:
+        __tracebackhide__ = True
+        if isinstance(exception, Forked):
+            self._leave()
+            raise exception
+        return self._generator.throw(exception)
+
+    def _leave(self) -> None:
+        if self._own:
+            self._generator.close()
+        else:
+            _suspended.append(self._generator)
+
+    def close(self) -> None:
+        if self._generator not in _suspended[-1:]:
+            self._generator.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+
+def call_leavable(config: pytest.Config, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+    """Call a hook whose wrappers `Forked` may leave in the parent."""
+    __tracebackhide__ = True
+    impls = [_Impl(impl) if impl.wrapper or impl.hookwrapper else impl for impl in caller.get_hookimpls()]
+    return config.pluginmanager._hookexec(caller.name, impls, kwargs, False)  # type: ignore[arg-type]
+
+
+# --- fixtures and the setup stack ------------------------------------------------------------------------------
+
+
+def outer_fixture_names(item: pytest.Item) -> Iterator[str]:
+    """Names of the item's fixtures of a scope wider than function, in the order in which pytest sets them up."""
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return
+    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
+    for name in info.names_closure:
+        definitions: Sequence[FixtureDef[Any]] = info.name2fixturedefs.get(name) or ()
+        if not definitions:
+            continue
+        scope = definitions[-1]._scope
+        if "function" not in (scope.value, getattr(scopes.get(name), "value", scope.value)):
+            yield name
+
+
+def set_up_outer_fixtures(item: pytest.Item, names: Sequence[str]) -> None:
+    """Instantiate fixtures through the item's own request, so that their order and finalizers are pytest's."""
+    request = item._request  # type: ignore[attr-defined]
+    for name in names:
+        request.getfixturevalue(name)
+
+
+def _state(session: pytest.Session) -> SetupState:
+    return session._setupstate
+
+
+def keep_only_item_in_child(item: pytest.Item) -> None:
+    """In the child: what the parent registered on outer nodes is the parent's to run; later additions are ours."""
+    state = _state(item.session)
+    for node, (_, failure) in list(state.stack.items()):
+        if node is not item:
+            state.stack[node] = ([], failure)
+    exact = state.teardown_exact
+    state.teardown_exact = lambda nextitem: exact(None)  # type: ignore[method-assign]
+
+
+def drop_item_in_parent(item: pytest.Item) -> None:
+    """In the parent: the item's own finalizers ran in the child."""
+    entry = _state(item.session).stack.get(item)
+    if entry is not None:
+        entry[0].clear()
+
+
+def ends_outer_nodes(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Whether the teardown of ``item`` tears down more than the item. If not, the item is taken off the stack."""
+    stack = _state(item.session).stack
+    nodes = [node for node in stack if node is not item]
+    wanted = nextitem.listchain() if nextitem is not None else []
+    if nodes != wanted[: len(nodes)]:
+        return True
+    stack.pop(item, None)
+    return False
+
+
+def forget_current_test() -> None:
+    """What pytest's own ``pytest_runtest_teardown`` does to the environment at its end."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+# --- output ----------------------------------------------------------------------------------------------------
+
+
+def leave_capture(config: pytest.Config) -> Callable[[], None]:
+    """Before pytest's capture wrapper is closed in the parent: its output is the child's to read.
+
+    With file descriptors captured, both processes share one temporary file, which the child is reading or
+    writing by now. Returns what undoes the arrangement.
+    """
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None:
+        return lambda: None
+    capture.read_global_capture = lambda: ("", "")
+
+    def undo() -> None:
+        del capture.read_global_capture
+        if not _shares_files(capture):
+            capture.read_global_capture()
+
+    return undo
+
+
+def _shares_files(capture: Any) -> bool:
+    out = getattr(capture._global_capturing, "out", None)
+    return out is None or hasattr(out, "targetfd")
+
+
+def read_captured(config: pytest.Config) -> tuple[str, str]:
+    """What a test that died had printed since its last report: (stdout, stderr).
+
+    Empty with ``--capture=sys`` (it was in the dead process's memory) and with ``-s``.
+    """
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None or capture._global_capturing is None:
+        return "", ""
+    out, err = capture.read_global_capture()
+    return out or "", err or ""
+
+
+def is_captured(config: pytest.Config) -> bool:
+    """Whether a test's output is captured, so that it cannot mix with what pytest prints meanwhile."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    return capture is not None and capture._method != "no"
+
+
+def forget_unraisable(config: pytest.Config) -> None:
+    """Drop what the child inherited and reports: exceptions of ``__del__`` and of threads seen before the fork."""
+    for module, name in (("unraisableexception", "unraisable_exceptions"), ("threadexception", "thread_exceptions")):
+        plugin = config.pluginmanager.get_plugin(module)
+        queue = config.stash.get(getattr(plugin, name, None), None) if hasattr(plugin, name) else None
+        if queue is not None:
+            queue.clear()
+
+
+# --- warnings --------------------------------------------------------------------------------------------------
+
+
+def records_warnings(config: pytest.Config) -> bool:
+    """Whether pytest records a test's warnings, to be summarised at the end."""
+    return config.pluginmanager.hasplugin("warnings")
+
+
+def replay_warning(message: warnings.WarningMessage) -> None:
+    """Hand a warning to whoever records warnings in this process, past all filters (it passed them already)."""
+    warnings._showwarnmsg(message)  # type: ignore[attr-defined]
+
+
+# --- what tests leave in the session ---------------------------------------------------------------------------
+
+
+def failed_subtests(item: pytest.Item) -> tuple[Any, Any]:
+    """pytest's table of failed subtests and this item's key in it; (None, None) before pytest 9."""
+    plugin = item.config.pluginmanager.get_plugin("subtests")
+    key = getattr(plugin, "failed_subtests_key", None)
+    if key is None:
+        return None, None
+    return item.config.stash.get(key, None), item.nodeid
+
+
+def testsuite_properties(config: pytest.Config) -> list[tuple[str, str]]:
+    """The list behind ``record_testsuite_property`` (empty and detached without ``--junitxml``)."""
+    plugin = config.pluginmanager.get_plugin("junitxml")
+    xml = config.stash.get(plugin.xml_key, None) if plugin is not None else None
+    return xml.global_properties if xml is not None else []
+
+
+def set_report_sections(item: pytest.Item, sections: Sequence[tuple[str, str]]) -> None:
+    """The sections (title, text) that the item's next report starts with."""
+    item._report_sections.clear()
+    for title, text in sections:
+        key, _, when = title.removeprefix("Captured ").rpartition(" ")
+        item.add_report_section(when, key, text)
+
+
+# --- reports that pytest's process makes itself ----------------------------------------------------------------
+
+
+def merge_teardown(
+    childs: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None], ours: pytest.TestReport | None
+) -> None:
+    """Add to the child's teardown report what tearing down outer fixtures took, printed and raised here."""
+    childs.duration += call.duration if ours is not None or item._report_sections else 0.0
+    for when, key, text in item._report_sections:
+        childs.sections.append((f"Captured {key} {when}", text))
+    if ours is None or ours.passed:
+        return
+    if childs.passed:
+        childs.outcome, childs.longrepr = ours.outcome, ours.longrepr
+    else:
+        childs.sections.append(("teardown of outer fixtures", str(ours.longrepr)))
+

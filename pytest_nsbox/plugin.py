@@ -1,0 +1,107 @@
+"""pytest's hooks. Each hands over to the room that decides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_nsbox import forking as forking  # registers its at-fork handlers before other plugins can
+from pytest_nsbox import settings
+from pytest_nsbox.fixtures import sandbox as sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from pytest_nsbox.run import Run
+
+RUN: Final = pytest.StashKey["Run"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    settings.add_options(parser)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    settings.add_marker(config)
+    read = settings.read(config)
+    if config.option.help or config.option.version:
+        return
+    from pytest_nsbox.run import Run
+
+    config.stash[RUN] = Run(config, read)
+    config.stash[RUN].configure()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    run = config.stash.get(RUN, None)
+    if run is not None:
+        run.close()
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("sandbox_doctor"):
+        return None
+    from pytest_nsbox import doctor
+
+    config._do_configure()
+    try:
+        return doctor.run(config)
+    finally:
+        config._ensure_unconfigure()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    run = config.stash.get(RUN, None)
+    return run.header() if run is not None else []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    settings.generate(metafunc)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    run = session.config.stash.get(RUN, None)
+    if run is not None:
+        run.collected(session, items)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    run = session.config.stash.get(RUN, None)
+    if run is None:
+        return (yield)
+    with run.looping(session):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
+    run = item.config.stash.get(RUN, None)
+    guard = run.guard(item, nextitem) if run is not None else None
+    if guard is None:
+        return (yield)
+    with guard:
+        return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    run = node.config.stash.get(RUN, None)
+    if run is not None:
+        run.take_worker_output(getattr(node, "workeroutput", None) or {})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    run = session.config.stash.get(RUN, None)
+    if run is not None:
+        run.tell_worker_problems(session)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    run = terminalreporter.config.stash.get(RUN, None)
+    for problem in run.worker_problems if run is not None else ():
+        terminalreporter.write_line(f"ERROR: {problem}", red=True)

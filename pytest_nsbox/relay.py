@@ -1,0 +1,183 @@
+"""What crosses the socket between pytest and the forked test: frames of JSON, reports, warnings.
+
+A frame is four bytes of length (big endian) and a JSON object whose ``t`` names its kind. Nothing is ever
+unpickled: the child runs code that the box is there to hold, so its bytes may only become plain data.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import struct
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import socket
+
+    import pytest
+
+MAX_FRAME: Final = 1 << 30  # bytes; a longer length means that the test scribbled over our descriptor
+_LENGTH: Final = struct.Struct(">I")
+
+Frame = dict[str, Any]
+
+
+class ChannelClosed(Exception):
+    """The other side closed the socket, or wrote something that is not a frame."""
+
+
+class Channel:
+    """One end of the socket pair between pytest and a test.
+
+    Holds bound methods of the socket and no module-level ``os``: pyfakefs replaces that in every module.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self._send = sock.sendall
+        self._recv = sock.recv
+        self._dumps = json.dumps
+        self._loads = json.loads
+        self.fileno = sock.fileno
+        self.close = sock.close
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one frame; values that JSON does not know are sent as their ``str``."""
+        self.send_encoded(encode(kind, fields))
+
+    def send_encoded(self, data: bytes) -> None:
+        self._send(data)
+
+    def receive(self) -> Frame:
+        """Block for one whole frame. Raises `ChannelClosed` at end of file or on rubbish."""
+        while (frame := self.take()) is None:
+            if not self.fill():
+                raise ChannelClosed("the test's process closed its pipe")
+        return frame
+
+    def fill(self, flags: int = 0) -> bool:
+        """Read once what is there; False at end of file."""
+        try:
+            data = self._recv(1 << 18, flags)
+        except ConnectionResetError:
+            return False
+        self._buffer += data
+        return bool(data)
+
+    def take(self) -> Frame | None:
+        """One frame out of what was read already, or None."""
+        buffer = self._buffer
+        if len(buffer) < 4:
+            return None
+        (length,) = _LENGTH.unpack_from(buffer)
+        if length > MAX_FRAME:
+            raise ChannelClosed(f"the test wrote {length} bytes of length where a frame starts")
+        if len(buffer) < 4 + length:
+            return None
+        try:
+            frame = self._loads(bytes(memoryview(buffer)[4 : 4 + length]))
+        except ValueError:
+            raise ChannelClosed("the test wrote something that is not JSON where a frame starts") from None
+        del buffer[: 4 + length]
+        if not isinstance(frame, dict) or not isinstance(frame.get("t"), str):
+            raise ChannelClosed("the test wrote JSON that is not a frame")
+        return frame
+
+
+def encode(kind: str, fields: Frame) -> bytes:
+    """The bytes of one frame. Text that UTF-8 cannot carry (lone surrogates) survives as JSON escapes."""
+    data = json.dumps({"t": kind, **fields}, default=_plain, skipkeys=True).encode("ascii")
+    return _LENGTH.pack(len(data)) + data
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    return str(value)
+
+
+class Poller:
+    """Waits for the test's socket and for the end of its process."""
+
+    def __init__(self, channel: Channel, pidfd: int) -> None:
+        self._poll = select.poll()
+        self._channel = channel.fileno()
+        self._pidfd = pidfd
+        self._poll.register(self._channel, select.POLLIN)
+        self._poll.register(pidfd, select.POLLIN)
+
+    def wait(self, seconds: float | None) -> tuple[bool, bool]:
+        """(the socket is readable, the process has ended); both False after ``seconds``."""
+        ready = {fd for fd, _ in self._poll.poll(None if seconds is None else max(0.0, seconds) * 1000)}
+        return self._channel in ready, self._pidfd in ready
+
+    def forget_channel(self) -> None:
+        """Stop watching a socket that is at its end, else it is ready for ever."""
+        self._poll.unregister(self._channel)
+
+
+def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
+    """A report as plain data, through pytest's own serialisation hook."""
+    data = config.hook.pytest_report_to_serializable(config=config, report=report)
+    if data is None:
+        raise TypeError(f"no plugin can serialise a {type(report).__name__}")
+    properties = data.get("user_properties")
+    if properties:
+        data["user_properties"] = [(name, _property_value(value)) for name, value in properties]
+    return dict(data)
+
+
+def _property_value(value: object) -> object:
+    # junit.xml and every table print str(value) in the end: the same text from here on
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
+    """The report that `report_to_data` described, with the tuples that JSON turned into lists."""
+    report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if report is None:
+        raise TypeError(f"no plugin knows a report of type {data.get('$report_type')!r}")
+    report.location = tuple(report.location)
+    report.sections = [tuple(section) for section in report.sections]
+    report.user_properties = [tuple(pair) for pair in report.user_properties]
+    if isinstance(report.longrepr, list):
+        report.longrepr = tuple(report.longrepr)
+    return report  # type: ignore[no-any-return]
+
+
+def warning_to_data(message: warnings.WarningMessage) -> Frame:
+    """A recorded warning as plain data; the class is named, never pickled."""
+    category = message.category
+    return {
+        "module": category.__module__,
+        "class": category.__qualname__,
+        "text": str(message.message),
+        "args": _plain_args(message.message),
+        "filename": message.filename,
+        "lineno": message.lineno,
+        "line": message.line,
+    }
+
+
+def _plain_args(message: object) -> list[object] | None:
+    args = getattr(message, "args", None)
+    if isinstance(args, tuple) and all(arg is None or isinstance(arg, (str, int, float)) for arg in args):
+        return list(args)
+    return None
+
+
+def warning_from_data(data: Frame) -> warnings.WarningMessage:
+    """The warning again. Only classes that pytest's process has imported are looked up: a name imports nothing."""
+    category: Any = sys.modules.get(data["module"])
+    for part in data["class"].split("."):
+        category = getattr(category, part, None)
+    if not (isinstance(category, type) and issubclass(category, Warning)):
+        category = type(data["class"].rpartition(".")[2], (UserWarning,), {"__module__": data["module"]})
+    message = category.__new__(category)  # not called: a warning's constructor may want arguments that we do not know
+    message.args = (data["text"],) if data["args"] is None else tuple(data["args"])
+    if str(message) != data["text"]:
+        message.args = (data["text"],)
+    return warnings.WarningMessage(message, category, data["filename"], data["lineno"], None, data["line"])

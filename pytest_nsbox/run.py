@@ -1,0 +1,168 @@
+"""One pytest session with boxes: what starts when, and what ends when."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_nsbox import reporting, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.protocol import Lockstep
+    from pytest_nsbox.warden.client import Warden
+
+WORKER_PROBLEMS: Final = "nsbox_problems"
+
+
+class Run:
+    """What the plugin holds for one `pytest.Config`."""
+
+    def __init__(self, config: pytest.Config, read: settings.Settings) -> None:
+        self._config = config
+        self._settings = read
+        self._warden: Warden | None = None
+        self._boxes: Boxes | None = None
+        self._lockstep: Lockstep | None = None
+        self._wanted = False  # some test of this session runs in a box
+        self.worker_problems: list[str] = []  # what xdist's workers found wrong with marks
+
+    # --- configure
+
+    @property
+    def _is_worker(self) -> bool:
+        return hasattr(self._config, "workerinput")
+
+    @property
+    def _distributes(self) -> bool:
+        return not self._is_worker and bool(getattr(self._config.option, "tx", None))
+
+    def configure(self) -> None:
+        """Start the warden while pytest collects, where it is sure to be needed."""
+        options = self._config.option
+        if not self._is_worker:
+            json_path = Path(self._settings.json) if self._settings.json else None
+            summary = reporting.Summary(rows=self._settings.report, json_path=json_path)
+            self._config.pluginmanager.register(summary, "nsbox-summary")
+        idle = options.collectonly or getattr(options, "setupplan", False) or self._distributes
+        if self._settings.all and not self._settings.off and not idle:
+            self._start_warden()
+
+    def header(self) -> list[str]:
+        if self._settings.off:
+            return reporting.header(mode="off", facts=None)
+        defaults = settings.Spec.build(self._settings.layers).shown() if self._settings.layers else None
+        if not self._settings.all and not defaults:
+            return []
+        return reporting.header(mode="all" if self._settings.all else "marked", facts=None, defaults=defaults)
+
+    def _start_warden(self) -> Warden:
+        if self._warden is None:
+            from pytest_nsbox.warden.client import SessionConfig, Warden
+
+            self._warden = Warden.start(
+                SessionConfig(
+                    cgroup_parent=self._settings.cgroup_parent,
+                    rootdir=str(self._config.rootpath),
+                    tmpdir=tempfile.gettempdir(),
+                    pool=self._settings.pool,
+                )
+            )
+        return self._warden
+
+    # --- collection
+
+    def collected(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """Read every item's marks; all problems at once are a usage error."""
+        resolved = settings.resolve(items, self._settings)
+        if resolved.problems and self._is_worker:
+            # The controller tells them, once, and exits with 4.
+            self._config.workeroutput[WORKER_PROBLEMS] = resolved.problems  # type: ignore[attr-defined]
+            items.clear()
+            return
+        if resolved.problems:
+            raise pytest.UsageError(*resolved.problems)
+        self._wanted = any(spec is not None for spec in resolved.specs.values())
+
+    # --- the run
+
+    @contextlib.contextmanager
+    def looping(self, session: pytest.Session) -> Iterator[None]:
+        """Around the loop over the items: lockstep is on, and coverage is complete at the end."""
+        if not self._wanted or session.config.option.collectonly:
+            yield
+            return
+        from pytest_nsbox.boxes import Boxes
+        from pytest_nsbox.protocol import Lockstep
+
+        self._boxes = Boxes(self._config, self._configured_warden)
+        self._lockstep = Lockstep(session, self._boxes)
+        try:
+            yield
+        finally:
+            self._lockstep.close()
+            self._boxes.gathered.hand_over()
+            self._boxes.close()
+            self._boxes = self._warden = None
+
+    def _configured_warden(self) -> Warden:
+        warden = self._start_warden()
+        warden.configure(base_temp=self._base_temp(), rw_paths=self._read_write_paths(), shared_paths=self._settings.shared_paths)
+        return warden
+
+    def _base_temp(self) -> str | None:
+        """The directory that tmp_path fixtures use, made now: tests find it in their boxes, and may lock it by name.
+
+        Under xdist it is the one above the workers' own, which they share.
+        """
+        factory: Any = getattr(self._config, "_tmp_path_factory", None)
+        if factory is None:
+            return None
+        base = factory.getbasetemp()
+        return str(base.parent if self._is_worker else base)
+
+    def _read_write_paths(self) -> tuple[str, ...]:
+        cache = getattr(self._config, "cache", None)
+        if cache is None:
+            return ()
+        directory = Path(cache._cachedir)
+        if not directory.is_dir():
+            with contextlib.suppress(OSError):  # a read-only checkout: pytest warns of it when it writes
+                cache.mkdir("nsbox").rmdir()
+        return (str(directory),) if directory.is_dir() else ()
+
+    def guard(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+        """The context of one item's protocol; None where no box is concerned."""
+        if self._lockstep is None or self._boxes is None:
+            return None
+        self._boxes.expect(nextitem)
+        return self._lockstep.guard(item)
+
+    # --- xdist
+
+    def take_worker_output(self, output: dict[str, Any]) -> None:
+        for problem in output.get(WORKER_PROBLEMS, ()):
+            if problem not in self.worker_problems:
+                self.worker_problems.append(problem)
+
+    def tell_worker_problems(self, session: pytest.Session) -> None:
+        """In xdist's controller: marks that its workers could not read make the run a usage error."""
+        if self.worker_problems:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    # --- the end
+
+    def close(self) -> None:
+        if self._boxes is not None:
+            self._boxes.close()
+            self._boxes = None
+        if self._warden is not None:
+            self._warden.close()
+            self._warden = None
+

@@ -20,7 +20,7 @@ import pytest
 from tests.leftovers import PARENT, cgroup_mounts
 
 # What the kernel of tests/vm cannot have; the machine around it runs these tests.
-VM_LACKS = frozenset({"time namespace", "cgroup:cpuset", "vm kernel", "network"})
+VM_LACKS = frozenset({"time namespace", "cgroup:cpuset", "vm kernel", "debian archive"})
 
 Probe = Callable[[], "str | None"]  # None: it is there; else why not
 
@@ -123,6 +123,11 @@ def _time_namespace() -> str | None:
     return _succeeds("unshare", "--time", "--fork", "true") if _root() is None else _root()
 
 
+@functools.cache
+def _debian_archive() -> str | None:
+    return _succeeds("apt-get", "download", "--quiet", "--print-uris", "busybox-static")
+
+
 def _vm_kernel() -> str | None:
     return None if shutil.which("linux.uml") else "no program linux.uml (Debian package user-mode-linux)"
 
@@ -137,5 +142,6 @@ PROBES: dict[str, Probe] = {
     "overlay": _overlay,
     "user namespace": _user_namespace,
     "time namespace": _time_namespace,
+    "debian archive": _debian_archive,
     "vm kernel": _vm_kernel,
 }

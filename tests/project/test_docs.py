@@ -1,0 +1,119 @@
+"""The reference pages say what the code does: their tables are compared with it, name by name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pytest_nsbox
+from pytest_nsbox import settings
+from pytest_nsbox.fixtures import Sandbox
+from pytest_nsbox.policy import usage
+from pytest_nsbox.policy.errors import SpecProblems
+from pytest_nsbox.policy.keys import KEYS, render_limits
+from pytest_nsbox.policy.spec import Layer, Spec
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def tables(page: str) -> dict[str, list[list[str]]]:
+    """heading -> the rows (cells without backquotes in the first column) of the tables below it."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in (REFERENCE / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("| `"):
+            cells = re.split(r"(?<!\\) \| ", line.strip("| "))
+            found.setdefault(heading, []).append([cells[0].strip("`"), *cells[1:]])
+    return found
+
+
+def names(rows: list[list[str]]) -> list[str]:
+    return [re.split(r"[= ]", row[0])[0].removesuffix("()") for row in rows]
+
+
+def refused_keys() -> dict[str, str]:
+    return {row[0]: row[1].strip("`") for row in tables("marker.md")["Keys that this version refuses"]}
+
+
+def test_every_marker_key_is_documented_and_none_besides():
+    documented = names(tables("marker.md")["Keys"])
+    assert len(documented) == len(set(documented))
+    assert {*documented, *refused_keys()} == set(KEYS)
+
+
+@pytest.mark.parametrize(("key", "value"), refused_keys().items())
+def test_a_key_that_the_page_calls_refused_is_refused(key: str, value: str):
+    with pytest.raises(SpecProblems, match="not supported by this version"):
+        Spec.build([Layer({key: ast.literal_eval(value)}, "the page")])
+
+
+def test_every_documented_value_of_a_key_is_accepted():
+    tried = 0
+    for key, values, _ in tables("marker.md")["Keys"]:
+        for text in re.findall(r"`([^`]*)`", values):
+            if re.search(r"[A-Z]{3}|uid|^mem$", text):  # a pattern or a word, not a value
+                continue
+            needed: dict[str, object] = {"cpu": "50%"} if key == "cpu_period" else {}
+            Spec.build([Layer({**needed, key: ast.literal_eval(text)}, "the page")], rootdir="/")
+            tried += 1
+    assert tried >= 12
+
+
+class Recorder:
+    """Stands in for pytest's parser and notes what is declared."""
+
+    def __init__(self) -> None:
+        self.options: list[str] = []
+        self.ini: list[str] = []
+
+    def getgroup(self, *args: Any, **kwargs: Any) -> Recorder:
+        return self
+
+    def addoption(self, name: str, **kwargs: Any) -> None:
+        self.options.append(name)
+
+    def addini(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self.ini.append(name)
+
+
+def test_every_option_and_ini_name_is_documented_and_none_besides():
+    declared = Recorder()
+    settings.add_options(declared)  # type: ignore[arg-type]  # it has what is used of a parser
+    page = tables("options.md")
+    assert sorted(names(page["Command line"])) == sorted(declared.options)
+    assert sorted(names(page["Ini"])) == sorted(declared.ini)
+
+
+def test_every_usage_figure_is_documented_in_order():
+    assert names(tables("usage.md")["Usage figures"]) == [usage.PREFIX + name for name in usage.NAMES]
+
+
+def test_every_attribute_of_the_sandbox_fixture_is_documented():
+    public = {name for name in vars(Sandbox) if not name.startswith("_")} | {"spec", "name"}
+    assert set(names(tables("fixtures.md")["`sandbox`"])) == public
+
+
+def test_the_page_on_endings_names_every_exception():
+    text = (REFERENCE / "endings.md").read_text(encoding="utf-8")
+    for name in pytest_nsbox.__all__:
+        if not name.startswith("_"):
+            assert f"`{name}`" in text
+
+
+def test_the_page_on_limits_is_what_the_table_gives():
+    page = (REFERENCE / "limits.md").read_text(encoding="utf-8")
+    assert page == render_limits(), "python -m pytest_nsbox.policy.limits > docs/reference/limits.md"
+
+
+def test_ci_runs_the_command_of_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("<!-- the test command -->\n```console\n$ ")[2].partition("\n```")[0]
+    assert "tox" in block
+    assert "\n" not in block, "one line"

@@ -18,8 +18,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pytest_nsbox import internals
-from pytest_nsbox.relay import Channel, report_to_data, warning_to_data
+from pytest_nsbox import inherited, internals
+from pytest_nsbox.relay import Channel, is_plain, report_to_data, warning_to_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +77,7 @@ class Child:
         # os.fork made every child's generator start anew; a plain run carries on with one sequence
         random.setstate(random_state)
         internals.keep_only_item_in_child(self.item)
+        inherited.guard_popen()
         if self._records_warnings:
             self._catch = warnings.catch_warnings(record=True)
             self._warnings = self._catch.__enter__()
@@ -193,7 +194,7 @@ class Child:
 
     def _plain_attributes(self) -> list[tuple[str, Any]]:
         found = self.item.__dict__.items()
-        return [(name, value) for name, value in found if name not in _PYTEST_ATTRIBUTES and _is_plain(value)]
+        return [(name, value) for name, value in found if name not in _PYTEST_ATTRIBUTES and is_plain(value)]
 
     def _count_failed_subtests(self) -> int:
         table, key = internals.failed_subtests(self.item)
@@ -201,19 +202,6 @@ class Child:
 
     def _read_stops(self) -> list[bool | str]:
         return [self.item.session.shouldstop, self.item.session.shouldfail]
-
-
-def _is_plain(value: object, depth: int = 4) -> bool:
-    """Whether a value survives JSON as it is."""
-    if value is None or type(value) in (bool, int, float, str):
-        return True
-    if depth == 0:
-        return False
-    if type(value) is list:
-        return all(_is_plain(element, depth - 1) for element in value)
-    if type(value) is dict:
-        return all(type(key) is str and _is_plain(element, depth - 1) for key, element in value.items())
-    return False
 
 
 def _copy(value: Any) -> Any:

@@ -9,19 +9,25 @@ import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_nsbox.warden.client import Box
 
 
 class _Handlers:
     """Armed only for our own fork.
 
-    Registered when the plugin is loaded, so ``before`` runs last and ``after_in_parent`` first: while pytest's
-    children go to the box's pid namespace no thread can be started, which foreign handlers do.
+    Registered when the plugin is loaded, so ``before`` runs last and the others first: no thread can be started, which
+    foreign handlers do, while pytest's children go to the box's pid namespace, or before the child is in its box (only
+    a process of one thread can enter a user namespace).
     """
 
     def __init__(self) -> None:
         self._box: Box | None = None
-        os.register_at_fork(before=self._before, after_in_parent=self._after_in_parent)
+        self._in_child: Callable[[], None] | None = None
+        os.register_at_fork(
+            before=self._before, after_in_parent=self._after_in_parent, after_in_child=self._after_in_child
+        )
 
     def _before(self) -> None:
         if self._box is not None:
@@ -31,8 +37,13 @@ class _Handlers:
         if self._box is not None:
             self._box.after_fork_in_parent()
 
-    def fork(self, box: Box) -> int:
-        self._box = box
+    def _after_in_child(self) -> None:
+        in_child, self._in_child = self._in_child, None
+        if in_child is not None:
+            in_child()
+
+    def fork(self, box: Box, in_child: Callable[[], None]) -> int:
+        self._box, self._in_child = box, in_child
         try:
             if sys.version_info >= (3, 12) and threading.active_count() > 1:
                 # os.fork warns of threads; ours are accounted for, and the user's filters may make it an error
@@ -41,12 +52,12 @@ class _Handlers:
                     return os.fork()
             return os.fork()
         finally:
-            self._box = None
+            self._box = self._in_child = None
 
 
 _handlers = _Handlers()
 
 
-def fork_into(box: Box) -> int:
-    """`os.fork`, the child a member of the box's pid namespace (and of no other namespace of it yet)."""
-    return _handlers.fork(box)
+def fork_into(box: Box, in_child: Callable[[], None]) -> int:
+    """`os.fork`; the child is a member of the box's pid namespace and runs ``in_child`` before any at-fork handler."""
+    return _handlers.fork(box, in_child)

@@ -178,17 +178,21 @@ def call_leavable(config: pytest.Config, caller: HookCaller, kwargs: dict[str, A
 
 
 def outer_fixture_names(item: pytest.Item) -> Iterator[str]:
-    """Names of the item's fixtures of a scope wider than function, in the order in which pytest sets them up."""
+    """Names of the item's fixtures of a scope wider than function, in the order in which pytest sets them up.
+
+    A class-scoped fixture of a test outside any class lives and ends with the test, so it is none of them.
+    """
     info = getattr(item, "_fixtureinfo", None)
     if info is None:
         return
     scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
+    inner = {"function"} if item.getparent(pytest.Class) is not None else {"function", "class"}
     for name in info.names_closure:
         definitions: Sequence[FixtureDef[Any]] = info.name2fixturedefs.get(name) or ()
         if not definitions:
             continue
         scope = definitions[-1]._scope
-        if "function" not in (scope.value, getattr(scopes.get(name), "value", scope.value)):
+        if inner.isdisjoint((scope.value, getattr(scopes.get(name), "value", scope.value))):
             yield name
 
 
@@ -197,6 +201,18 @@ def set_up_outer_fixtures(item: pytest.Item, names: Sequence[str]) -> None:
     request = item._request  # type: ignore[attr-defined]
     for name in names:
         request.getfixturevalue(name)
+
+
+def fixture_arguments(item: pytest.Item, name: str) -> Sequence[str]:
+    """Names of the fixtures that a fixture of the item requests."""
+    arguments: Sequence[str] = item._fixtureinfo.name2fixturedefs[name][-1].argnames  # type: ignore[attr-defined]
+    return arguments
+
+
+def undo_fixture(item: pytest.Item, fixture: Any, request: Any) -> None:
+    """Tear a fixture down, and let the item's request set it up again when it is asked for next."""
+    fixture.finish(request)
+    item._request._fixture_defs.pop(fixture.argname, None)  # type: ignore[attr-defined]
 
 
 def _state(session: pytest.Session) -> SetupState:

@@ -103,5 +103,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     run = terminalreporter.config.stash.get(RUN, None)
-    for problem in run.worker_problems if run is not None else ():
-        terminalreporter.write_line(f"ERROR: {problem}", red=True)
+    if run is not None:
+        run.summarise(terminalreporter)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pluggy import HookCaller
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.placement import Placement
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.warden.client import Box
 
@@ -137,8 +138,9 @@ class Attempt:
 class Lockstep:
     """Intercepts the run-test hooks of a session's items; acts on those that have a `Spec`."""
 
-    def __init__(self, session: pytest.Session, boxes: Boxes) -> None:
+    def __init__(self, session: pytest.Session, boxes: Boxes, placement: Placement) -> None:
         self.config = session.config
+        self.placement = placement
         self._boxes = boxes
         self._child: Child | None = None
         self._output_in_step = not internals.is_captured(self.config) or bool(self.config.getoption("usepdb", False))
@@ -221,7 +223,7 @@ class Lockstep:
         """Stands in for the item's ``setup()``: outer fixtures here, the rest in the child."""
         __tracebackhide__ = True
         item = attempt.item
-        internals.set_up_outer_fixtures(item, list(internals.outer_fixture_names(item)))
+        self._set_up_outer_fixtures(item)
         attempt.box = self._boxes.acquire(item, attempt.spec)
         if self._fork(attempt):
             ordinary()
@@ -230,6 +232,19 @@ class Lockstep:
         internals.drop_item_in_parent(item)
         item._report_sections.clear()  # the child's reports hold them
         raise Forked(internals.leave_capture(self.config))
+
+    def _set_up_outer_fixtures(self, item: pytest.Item) -> None:
+        __tracebackhide__ = True
+        placement = self.placement
+        names = [name for name in internals.outer_fixture_names(item) if not placement.lives_in_box(name)]
+        if not names:
+            return
+        placement.watching = True
+        try:
+            internals.set_up_outer_fixtures(item, names)
+        finally:
+            placement.watching = False
+            placement.move(item, names)
 
     def _fork(self, attempt: Attempt) -> bool:
         """Fork into the box; True in the child."""
@@ -241,7 +256,7 @@ class Lockstep:
         _flush_terminal(self.config)
         attempt.started = time.perf_counter()
         try:
-            pid = fork_into(box)
+            pid = fork_into(box, lambda: self._enter(attempt, child, ours, random_state))
         except BaseException:
             ours.close()
             theirs.close()
@@ -249,13 +264,17 @@ class Lockstep:
             attempt.ended = True
             raise
         if pid == 0:
-            ours.close()
-            self._child = attempt.child = child
-            child.enter(lambda: self._boxes.enter(box, attempt.item), random_state)
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
         return False
+
+    def _enter(self, attempt: Attempt, child: Child, ours: socket.socket, random_state: Any) -> None:
+        """The child's first steps, still inside `os.fork`."""
+        ours.close()
+        self._child = attempt.child = child
+        assert attempt.box is not None
+        child.enter(partial(self._boxes.enter, attempt.box, attempt.item), random_state)
 
     # --- the other phases, and reports
 
@@ -355,10 +374,6 @@ class Lockstep:
     def _exception_interact(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
         child = self._child
         if child is None:
-            node = kwargs["node"]
-            attempt = self._attempt(node) if isinstance(node, pytest.Item) else None
-            if attempt is not None and not isinstance(kwargs["call"].excinfo.value, SandboxError):
-                return internals.call_own(self.config, caller, kwargs)
             return caller(**kwargs)
         try:
             return caller(**kwargs)

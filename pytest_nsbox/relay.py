@@ -130,6 +130,19 @@ def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
     return dict(data)
 
 
+def is_plain(value: object, depth: int = 4) -> bool:
+    """Whether a value survives JSON as it is."""
+    if value is None or type(value) in (bool, int, float, str):
+        return True
+    if depth == 0:
+        return False
+    if type(value) is list:
+        return all(is_plain(element, depth - 1) for element in value)
+    if type(value) is dict:
+        return all(type(key) is str and is_plain(element, depth - 1) for key, element in value.items())
+    return False
+
+
 def _property_value(value: object) -> object:
     # junit.xml and every table print str(value) in the end: the same text from here on
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
@@ -137,12 +150,16 @@ def _property_value(value: object) -> object:
 
 def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
     """The report that `report_to_data` described, with the tuples that JSON turned into lists."""
+    subtest = data.get("_subtest.context")
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if report is None:
         raise TypeError(f"no plugin knows a report of type {data.get('$report_type')!r}")
     report.location = tuple(report.location)
     report.sections = [tuple(section) for section in report.sections]
     report.user_properties = [tuple(pair) for pair in report.user_properties]
+    if subtest is not None:
+        # They are reprs already; the constructor of a frozen context quotes them once more.
+        object.__setattr__(report.context, "kwargs", subtest["kwargs"])
     if isinstance(report.longrepr, list):
         report.longrepr = tuple(report.longrepr)
     return report  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.placement import Placement
     from pytest_nsbox.protocol import Lockstep
     from pytest_nsbox.warden.client import Warden
 
@@ -30,6 +31,7 @@ class Run:
         self._warden: Warden | None = None
         self._boxes: Boxes | None = None
         self._lockstep: Lockstep | None = None
+        self._placement: Placement | None = None
         self._wanted = False  # some test of this session runs in a box
         self.worker_problems: list[str] = []  # what xdist's workers found wrong with marks
 
@@ -99,10 +101,13 @@ class Run:
             yield
             return
         from pytest_nsbox.boxes import Boxes
+        from pytest_nsbox.placement import Placement
         from pytest_nsbox.protocol import Lockstep
 
         self._boxes = Boxes(self._config, self._configured_warden)
-        self._lockstep = Lockstep(session, self._boxes)
+        self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
+        self._config.pluginmanager.register(self._placement, "nsbox-placement")
+        self._lockstep = Lockstep(session, self._boxes, self._placement)
         try:
             yield
         finally:
@@ -157,6 +162,16 @@ class Run:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     # --- the end
+
+    def summarise(self, terminal: pytest.TerminalReporter) -> None:
+        """What the user is to know in the end besides the usage: problems of workers; with -v, where fixtures lived."""
+        for problem in self.worker_problems:
+            terminal.write_line(f"ERROR: {problem}", red=True)
+        placements = self._placement.tell() if self._placement is not None and self._config.option.verbose > 0 else []
+        if placements:
+            terminal.write_sep("=", "sandbox: where fixtures lived")
+            for line in placements:
+                terminal.write_line(line)
 
     def close(self) -> None:
         if self._boxes is not None:

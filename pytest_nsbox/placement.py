@@ -1,0 +1,187 @@
+"""Which process an outer fixture lives in: pytest's own, or the box of each test that requests it.
+
+A fork carries no threads over, and shares connections: a TLS session that two processes use breaks in the second.
+So what a fixture's set-up leaves in the process is compared, once, when it is first set up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_nsbox import internals
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Sequence
+
+COSTLY: Final = 0.5  # seconds of set-up per test from which a fixture that moved into boxes is worth a warning
+
+
+class SandboxWarning(pytest.PytestWarning):
+    """Something about boxes that works, and that the user may want otherwise."""
+
+
+SandboxWarning.__module__ = "pytest_nsbox"
+
+
+@dataclass
+class _Seen:
+    """One set-up of an outer fixture in pytest's process."""
+
+    fixture: Any
+    request: Any
+    seconds: float = 0.0
+    reason: str = ""
+    inside: list[str] = field(default_factory=list)  # fixtures that were set up during this one's set-up
+
+
+class Placement:
+    """Decides for each outer fixture of a session, by what its first set-up leaves behind."""
+
+    def __init__(self, host: Iterable[str], box: Iterable[str]) -> None:
+        self._host = frozenset(host)
+        self._box: dict[str, str] = dict.fromkeys(box, "ini sandbox_box_fixtures")
+        self._running: list[_Seen] = []
+        self._seen: list[_Seen] = []
+        self._children: dict[str, str] = {}
+        self.watching = False
+
+    def lives_in_box(self, name: str) -> bool:
+        return name in self._box
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
+        """Compare the process around a fixture's set-up."""
+        if not self.watching:
+            return (yield)
+        seen = _Seen(fixturedef, request)
+        for outer in self._running:
+            outer.inside.append(fixturedef.argname)
+        before, began = _Process.now(), time.perf_counter()
+        self._running.append(seen)
+        try:
+            result = yield
+        finally:
+            self._running.pop()
+        seen.seconds = time.perf_counter() - began
+        after = _Process.now()
+        # What an inner fixture left was noted with that one.
+        if fixturedef.argname not in self._host and not any(
+            each.reason for each in self._seen if each.fixture.argname in seen.inside
+        ):
+            seen.reason = after.left_since(before)
+        if after.children - before.children:
+            self._children[fixturedef.argname] = "started a process, which tests reach but cannot wait for"
+        self._seen.append(seen)
+        return result
+
+    def move(self, item: pytest.Item, names: Sequence[str]) -> None:
+        """Tear down what has to live in boxes, with the outer fixtures that depend on it."""
+        moved = {seen.fixture.argname: seen for seen in self._seen if seen.reason}
+        seen_now, self._seen = self._seen, []
+        if not moved:
+            return
+        for name, seen in moved.items():
+            self._box[name] = seen.reason
+        for name in self._dependents(item, names, seen_now):
+            self._box.setdefault(name, "depends on a fixture that lives in the box")
+        for seen in reversed(seen_now):
+            if seen.fixture.argname in self._box:
+                internals.undo_fixture(item, seen.fixture, seen.request)
+        for name, seen in moved.items():
+            if seen.seconds > COSTLY:
+                warnings.warn(
+                    SandboxWarning(
+                        f"fixture {name!r} {seen.reason}, so every test sets it up in its own box, {seen.seconds:.1f} s "
+                        f"each: sandbox(scope='module') shares a box, ini sandbox_host_fixtures = {name} keeps it outside"
+                    ),
+                    stacklevel=2,
+                )
+
+    def _dependents(self, item: pytest.Item, names: Sequence[str], seen: Sequence[_Seen]) -> list[str]:
+        inside = {each.fixture.argname: set(each.inside) for each in seen}
+        found: list[str] = []
+        changed = True
+        while changed:
+            changed = False
+            for name in names:
+                needs = {*internals.fixture_arguments(item, name), *inside.get(name, ())}
+                if name not in self._box and name not in found and needs & {*self._box, *found}:
+                    found.append(name)
+                    changed = True
+        return found
+
+    def tell(self) -> list[str]:
+        """One line for each fixture that was placed for a reason, for ``-v``."""
+        lines = [f"{name}: in the box of each test ({reason})" for name, reason in self._box.items()]
+        lines += [f"{name}: in pytest's process ({reason})" for name, reason in self._children.items()]
+        return lines
+
+
+@dataclass(frozen=True)
+class _Process:
+    """What of this process a fork does not carry over."""
+
+    threads: frozenset[int]
+    descriptors: dict[str, str]
+    children: frozenset[str]
+
+    @classmethod
+    def now(cls) -> _Process:
+        threads = frozenset(thread.ident or 0 for thread in threading.enumerate())
+        return cls(threads, _descriptors(), _children())
+
+    def left_since(self, before: _Process) -> str:
+        if self.threads - before.threads:
+            return "started a thread"
+        for fd, kind in self.descriptors.items():
+            if before.descriptors.get(fd) == kind:
+                continue
+            if "[eventpoll]" in kind:
+                return "opened an epoll descriptor"
+            if "[io_uring]" in kind:
+                return "opened an io_uring descriptor"
+            if kind.startswith("socket:") and _is_connected(int(fd)):
+                return "opened a connection"
+        return ""
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the descriptor of the listing itself
+            pass
+    return found
+
+
+def _children() -> frozenset[str]:
+    pids: set[str] = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                pids.update(file.read().split())
+        except OSError:  # a thread that ended, or a kernel without CONFIG_PROC_CHILDREN
+            pass
+    return frozenset(pids)
+
+
+def _is_connected(fd: int) -> bool:
+    """Whether a socket has a peer outside this process; both ends of a socketpair here have their copies in a fork."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            copy.getpeername()
+            return copy.family != socket.AF_UNIX or bool(copy.getpeername() or copy.getsockname())
+    except OSError:
+        return False

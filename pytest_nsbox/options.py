@@ -25,6 +25,12 @@ MARKER_HELP = (
 )
 ENVIRONMENT = "PYTEST_NSBOX_CGROUP_PARENT"
 UNAVAILABLE = ("fail", "skip", "run")
+# An option that did nothing would be worse than one that is refused.
+LACKING = {
+    "--sandbox-html": "the report page",
+    "--sandbox-keep": "keeping the scratch of failed tests",
+    "--sandbox-shell": "a shell inside a box",
+}
 
 SETTINGS = pytest.StashKey["Settings"]()
 
@@ -87,7 +93,6 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="PATH",
         help=f"cgroup for the boxes, relative to each hierarchy's mount (also: environment {ENVIRONMENT})",
     )
-    # Without a type where a number or a truth value may come: older pytest has no "int", and its own bool raises.
     parser.addini("sandbox_all", "run every test in a box of its own", type="bool", default=False)
     parser.addini("sandbox_defaults", "defaults of every box, lines KEY=VALUE", type="linelist", default=[])
     parser.addini("sandbox_unavailable", "as --sandbox-unavailable", default="")
@@ -97,7 +102,9 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "sandbox_shared_paths", "paths bound read-write into every box, one per line", type="linelist", default=[]
     )
-    parser.addini("sandbox_pool", "number of boxes made ready ahead (default: 2)", default="2")
+    # "int" is what takes a number from the TOML table of pytest 9; older versions know no such type, and no such table.
+    typed: dict[str, Any] = {"type": "int"} if pytest.version_tuple >= (8, 4) else {}
+    parser.addini("sandbox_pool", "number of boxes made ready ahead (default: 2)", default="2", **typed)
 
 
 def add_marker(config: pytest.Config) -> None:
@@ -110,6 +117,7 @@ def read(config: pytest.Config) -> Settings:
     if SETTINGS in config.stash:
         return config.stash[SETTINGS]
     reader = _Reader(config)
+    reader.refuse_what_is_lacking()
     settings = Settings(
         all=bool(config.option.sandbox_all) or reader.flag("sandbox_all"),
         off=bool(config.option.sandbox_off),
@@ -140,6 +148,11 @@ class _Reader:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.problems: list[str] = []
+
+    def refuse_what_is_lacking(self) -> None:
+        for option, feature in LACKING.items():
+            if self.config.getoption(option):
+                self.problems.append(f"{option}: not supported by this version: {feature}")
 
     def _ini(self, name: str, default: Any) -> Any:
         try:
@@ -240,7 +253,7 @@ def read_value(name: str, text: str) -> object:
     value = table["value"]
     if len(table) != 1 or not isinstance(value, (str, bool, int, float, list, dict)):
         return text  # more than one line, or a date
-    if name in TEXTS and not isinstance(value, (str, bool, list)):
+    if name in TEXTS and not isinstance(value, (str, list)) and not (name == "net" and isinstance(value, bool)):
         return text
     return value
 

@@ -16,6 +16,7 @@ from pytest_nsbox.options import MARKER, SETTINGS, Settings, add_marker, add_opt
 from pytest_nsbox.policy.errors import SpecError, SpecProblems
 from pytest_nsbox.policy.keys import PARAMETRISED
 from pytest_nsbox.policy.spec import HostFacts, Layer, Spec
+from pytest_nsbox.policy.units import parse_cpuset
 
 __all__ = [
     "SETTINGS",
@@ -67,7 +68,7 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
                 spec = built
                 item.stash[SPEC] = spec
         resolved.specs[item] = spec
-        for problem in problems:
+        for problem in dict.fromkeys(problems):
             blamed.setdefault(problem, []).append(item.nodeid)
     resolved.problems = [_told(problem, nodeids) for problem, nodeids in blamed.items()]
     return resolved
@@ -87,8 +88,12 @@ def _told(problem: str, nodeids: list[str]) -> str:
 
 
 def host_facts() -> HostFacts:
-    """The CPUs that are online here."""
-    return HostFacts(tuple(range(os.cpu_count() or 1)))
+    """The CPUs that are online here, as sysfs lists them (all by number where it is not mounted)."""
+    try:
+        with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
+            return HostFacts(parse_cpuset(file.read().strip()))
+    except (OSError, ValueError):
+        return HostFacts(tuple(range(os.cpu_count() or 1)))
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def generate(metafunc: pytest.Metafunc) -> None:
         return
     for name in PARAMETRISED:
         value = next((layer.values[name] for layer in [*layers, *settings.layers] if name in layer.values), None)
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)) and value:
             _parametrise(metafunc, name, value)
 
 

@@ -52,6 +52,8 @@ def build(layers: Sequence[Layer], *, rootdir: str = "", host: HostFacts | None 
             if key is None:
                 problems.append(unknown_key(name, layer.place))
                 continue
+            if name in written and _is_list_of_tests(name, value):
+                continue  # the closer layer is the mark of the parameter that came from this list
             # A value that a closer layer hides is parsed as well: a mistake there is still a mistake.
             parsed, problem = _parse(key, value, layer.place)
             if problem is not None:
@@ -65,7 +67,7 @@ def build(layers: Sequence[Layer], *, rootdir: str = "", host: HostFacts | None 
     if host is not None:
         problems += check_host(spec, host, written)
     if problems:
-        raise SpecProblems(tuple(dict.fromkeys(problems)))
+        raise SpecProblems(tuple({str(problem): problem for problem in problems}.values()))
     return spec
 
 
@@ -82,8 +84,9 @@ def _parse(key: Key, value: object, place: str) -> tuple[object, SpecError | Non
     if value is None:
         return None, None
     try:
-        if key.name in PARAMETRISED and isinstance(value, (list, tuple)):
-            raise BadValueError("a list makes one test of each value, for test functions only", key.accepted)
+        if _is_list_of_tests(key.name, value):
+            reason = "a list makes one test of each value, for test functions only" if value else "an empty list"
+            raise BadValueError(reason, key.accepted)
         parsed = key.parse(value)
     except BadValueError as error:
         return None, SpecError(key.name, _quoted(value), error.accepted or key.accepted, error.reason, place)
@@ -91,6 +94,10 @@ def _parse(key: Key, value: object, place: str) -> tuple[object, SpecError | Non
     if lacking:
         return None, SpecError(key.name, _quoted(value), "", f"not supported by this version: {lacking}", place)
     return parsed, None
+
+
+def _is_list_of_tests(name: str, value: object) -> bool:
+    return name in PARAMETRISED and isinstance(value, (list, tuple))
 
 
 def _quoted(value: object) -> str:

@@ -74,7 +74,8 @@ def _volume(source: str, target: str, *, readonly: bool) -> Volume:
     if "\0" in source:
         raise BadValueError("a path with a NUL character", VOLUMES)
     if source.startswith(("/", ".")):
-        return Volume(tidy(source) or ".", tidy(target), readonly, "bind")
+        # A relative path keeps its "./", so that it does not read as a name.
+        return Volume(tidy(source) if source[0] == "/" else f"./{tidy(source)}", tidy(target), readonly, "bind")
     if not all(char.isascii() and (char.isalnum() or char in "_.-") for char in source):
         raise BadValueError(
             f"{source!r} is no name of a volume",

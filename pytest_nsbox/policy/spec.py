@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pytest_nsbox.policy.errors import SpecError
-from pytest_nsbox.policy.mounts import Tmpfs, Volume
+from pytest_nsbox.policy.errors import BadValueError, SpecError
+from pytest_nsbox.policy.mounts import Tmpfs, Volume, parse_tmpfs, parse_volume
 from pytest_nsbox.policy.record import fields, keyword_record, record, replace
-from pytest_nsbox.policy.units import format_cpu, format_cpuset, write_size
+from pytest_nsbox.policy.units import format_cpu, format_cpuset, parse_cpu, write_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ class Spec:
         return replace(self, timeout=None, artifacts=())
 
     def shown(self) -> dict[str, object]:
-        """What is set, in the marker's own spelling, for reports: ``{"mem": "256M", "cpu": "20%", "net": False}``."""
+        """What is set, in the marker's own spelling, for reports: ``{"mem": "256M", "cpu": "20%", "net": False}``.
+
+        Plain JSON values; built again they give an equal spec.
+        """
         return {name: _spelled(name, value) for name, value in self._set_fields()}
 
     def _set_fields(self) -> list[tuple[str, object]]:
@@ -154,12 +157,30 @@ def _entries(read: Mapping[str, Any], name: str) -> tuple[tuple[Any, ...], ...]:
     return entries
 
 
-def _volume_text(volume: Volume) -> str:
-    return f"{volume.source}:{volume.target}{':ro' if volume.readonly else ''}"
+def _cpu_text(cpus: float) -> object:
+    text = format_cpu(cpus)
+    return text if parse_cpu(text) == cpus else cpus
 
 
-def _tmpfs_text(mount: Tmpfs) -> str:
-    return mount.target if mount.size is None else f"{mount.target}:{write_size(mount.size)}"
+def _volume_text(volume: Volume) -> object:
+    text = f"{volume.source}:{volume.target}{':ro' if volume.readonly else ''}"
+    try:
+        if parse_volume(text) == volume:
+            return text
+    except BadValueError:
+        pass
+    return [volume.source, volume.target, "ro" if volume.readonly else "rw"]  # a path with colons
+
+
+def _tmpfs_text(mount: Tmpfs) -> object:
+    size = None if mount.size is None else write_size(mount.size)
+    text = mount.target if size is None else f"{mount.target}:{size}"
+    try:
+        if parse_tmpfs(text) == (mount,):
+            return text
+    except BadValueError:
+        pass
+    return {mount.target: size}
 
 
 def _spelled(name: str, value: object) -> object:
@@ -169,7 +190,7 @@ def _spelled(name: str, value: object) -> object:
 
 
 _SPELLINGS: dict[str, Callable[[Any], object]] = {
-    "cpu": format_cpu,
+    "cpu": _cpu_text,
     "cpu_period": lambda period: f"{period / 1000:g}ms",
     "cpuset": format_cpuset,
     "mem": write_size,

@@ -1,0 +1,127 @@
+"""Processes: clone3, pidfds, prctl, ids and capabilities of a thread. Source: clone(2), pidfd_open(2), prctl(2), capabilities(7)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from signal import SIGCHLD, SIGKILL, pidfd_send_signal
+
+from pytest_nsbox.kernel import libc
+from pytest_nsbox.policy.errors import KernelError
+
+_CLONE_PIDFD = 0x00001000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
+
+CAP_SYS_ADMIN = 21
+
+
+def clone3(flags: int) -> tuple[int, int]:
+    """Fork, the child in new namespaces of the kinds in `flags`; return (pid, pidfd), in the child (0, -1).
+
+    The child must use nothing that Python's own fork would have repaired (threads, at-fork handlers) and must leave by os._exit.
+    """
+    pidfd = libc.Buffer(struct.pack("=i", -1))
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
+    arguments = libc.Buffer(struct.pack("=8Q", flags | _CLONE_PIDFD, pidfd.address, 0, 0, int(SIGCHLD), 0, 0, 0))
+    pid = libc.syscall("clone3", hex(flags), libc.SYS_CLONE3, arguments.address, arguments.size)
+    if pid == 0:
+        return 0, -1
+    return pid, pidfd.word(0)
+
+
+def kill(pidfd: int) -> None:
+    """Kill the process of `pidfd`; one that is gone is no error."""
+    try:
+        pidfd_send_signal(pidfd, SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def reap(pidfd: int) -> bool:
+    """Collect the exit status of our child `pidfd` if it has ended; say if it is gone."""
+    try:
+        return os.waitid(_P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+# Python says P_PIDFD since 3.9, but not on every platform that a type checker thinks of.
+_P_PIDFD: int = getattr(os, "P_PIDFD", 3)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill us when the thread that made us ends. A change of ids or capabilities undoes this."""
+    libc.call("prctl", "PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, int(SIGKILL), 0, 0, 0)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Allow or forbid other processes of our ids to look into us (ptrace, /proc/PID/*)."""
+    libc.call("prctl", "PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+
+
+def set_name(name: str) -> None:
+    """Set what ps shows as our command: 15 bytes."""
+    text = libc.Buffer(name.encode()[:15])
+    libc.call("prctl", "PR_SET_NAME", _PR_SET_NAME, text.address, 0, 0, 0)
+
+
+def become(uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
+    """Take these ids for good, as seen in our user namespace."""
+    for call, target, function, arguments in (
+        ("setgroups", ",".join(map(str, groups)), os.setgroups, (groups,)),
+        ("setresgid", str(gid), os.setresgid, (gid, gid, gid)),
+        ("setresuid", str(uid), os.setresuid, (uid, uid, uid)),
+    ):
+        try:
+            function(*arguments)  # type: ignore[operator]  # three signatures in one table
+        except OSError as error:
+            raise KernelError(call, target, error.errno or 0) from None
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """Set the ids that files are made and accessed with, and keep the capabilities that the kernel takes away with fsuid 0."""
+    libc.call("setfsuid", str(uid), uid)
+    libc.call("setfsgid", str(gid), gid)
+
+
+def has_capability(number: int) -> bool:
+    """Say if capability `number` is effective in this process (within its own user namespace)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+class Capabilities:
+    """The capability sets of this thread as they were when this object was made, to be put back after a change of ids."""
+
+    def __init__(self) -> None:
+        # _LINUX_CAPABILITY_VERSION_3, pid 0 = this thread; two words each of effective, permitted, inheritable.
+        self._header = libc.Buffer(struct.pack("=Ii", 0x20080522, 0))
+        self._data = libc.Buffer(bytes(24))
+        libc.call("capget", "self", self._header.address, self._data.address)
+
+    def restore(self) -> None:
+        """Set all three sets again; possible as long as the permitted set was kept."""
+        libc.call("capset", "self", self._header.address, self._data.address)
+
+
+def close_all_but(keep: tuple[int, ...]) -> None:
+    """Close every descriptor but `keep`."""
+    first = 0
+    for fd in (*sorted(keep), 1 << 31):
+        if fd > first:
+            last = fd - 1 if fd < 1 << 31 else 0xFFFFFFFF
+            libc.syscall("close_range", f"{first}-{last}", libc.SYS_CLOSE_RANGE, first, last, 0)
+        first = fd + 1
+
+
+def open_pidfd(pid: int) -> int:
+    """Open a pidfd of `pid`."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise KernelError("pidfd_open", str(pid), error.errno or 0) from None

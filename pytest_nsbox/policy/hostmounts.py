@@ -1,0 +1,88 @@
+"""What is mounted on the host, from the text of /proc/self/mountinfo. Source: proc(5)."""
+
+from __future__ import annotations
+
+from pytest_nsbox.policy.record import record
+
+# File systems without files of their own: a view of the kernel, or of a daemon that answers only its owner.
+_PSEUDO = frozenset(
+    """autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nfsd nsfs proc
+    pstore ramfs rpc_pipefs securityfs selinuxfs smackfs sysfs tracefs""".split()
+)
+
+
+@record
+class Mounted:
+    """One line of mountinfo.
+
+    root    which directory (or file) of the file system is mounted there
+    target  the mount point
+    """
+
+    number: int
+    parent: int
+    root: str
+    target: str
+    readonly: bool
+    fstype: str
+
+    @property
+    def pseudo(self) -> bool:
+        """Whether there is nothing here that a copy-on-write layer could be put on."""
+        return self.fstype in _PSEUDO or self.fstype.startswith("fuse.gvfs") or self.fstype == "fuse.portal"
+
+
+def parse_mountinfo(text: str) -> tuple[Mounted, ...]:
+    """Return the mounts of a mountinfo text, in its order: a mount comes after the one that it lies on."""
+    found = []
+    for line in text.splitlines():
+        head, _, tail = line.partition(" - ")
+        fields = head.split(" ")
+        super_options = tail.split(" ")[2].split(",")
+        found.append(
+            Mounted(
+                int(fields[0]),
+                int(fields[1]),
+                _unescape(fields[3]),
+                _unescape(fields[4]),
+                "ro" in fields[5].split(",") or "ro" in super_options,
+                tail.split(" ")[0],
+            )
+        )
+    return tuple(found)
+
+
+def visible(mounts: tuple[Mounted, ...]) -> tuple[Mounted, ...]:
+    """Leave out the mounts that a later mount, on the same place or above it, hides from path lookups."""
+    children: dict[int, list[Mounted]] = {}
+    numbers = {mount.number for mount in mounts}
+    roots = [mount for mount in mounts if mount.parent not in numbers or mount.parent == mount.number]
+    for mount in mounts:
+        if mount not in roots:
+            children.setdefault(mount.parent, []).append(mount)
+    return tuple(mount for mount in mounts if roots and _found_at(mount.target, roots[0], children) is mount)
+
+
+def _found_at(path: str, at: Mounted, children: dict[int, list[Mounted]]) -> Mounted:
+    """Walk down `path` as the kernel does: at each mount point on the way, what is mounted there goes on."""
+    while True:
+        below = [mount for mount in children.get(at.number, ()) if is_within(path, mount.target)]
+        if not below:
+            return at
+        # The walk comes to the shortest mount point first; of several on one point the last is on top.
+        first = min(len(mount.target) for mount in below)
+        at = [mount for mount in below if len(mount.target) == first][-1]
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Say if `path` is `directory` or lies below it; both absolute and tidy."""
+    return path == directory or directory == "/" or path.startswith(directory + "/")
+
+
+def _unescape(field: str) -> str:
+    """Undo the octal escapes of mountinfo: space, tab, newline, hash and backslash."""
+    if "\\" not in field:
+        return field
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field

@@ -1,0 +1,261 @@
+"""What must be done to make a box, as data: a Spec and the host's facts become operations, in order. Nothing here touches the system.
+
+`tree` is performed by the warden before the box exists: it builds the box's root. `init` is performed by the box's first process, inside its
+namespaces. `late` is performed when the box is handed out, since the host may have changed since it was made.
+"""
+
+from __future__ import annotations
+
+from pytest_nsbox.policy.hostmounts import is_within
+from pytest_nsbox.policy.record import keyword_record, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from pytest_nsbox.policy.spec import Spec
+
+# The device nodes that every program may expect, null(4), full(4), random(4), tty(4): name, major, minor.
+DEVICES = (
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+)
+DEVICE_LINKS = (
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+)
+# Made new in each box, with what is mounted below them.
+OWN = ("/proc", "/sys", "/dev")
+
+
+@record
+class HostMount:
+    """A mount of the host that a box shows in its own way.
+
+    number     names its clone in the session's directory
+    writable   whether a copy-on-write layer goes on top; else it is bound read-only
+    directory  or a single file
+    shifted    whether its clone shows ids through the session's map
+    """
+
+    number: int
+    target: str
+    writable: bool
+    directory: bool = True
+    shifted: bool = True
+
+
+@keyword_record
+class HostFacts:
+    """What a plan needs to know of the host.
+
+    mode     "shifted" (host id 0 is not mapped into boxes), "identity" (it is) or "nested" (we are in a box ourselves)
+    mounts   those to be shown in boxes, "/" first
+    shared   paths bound read-write into every box
+    time_ns  whether the kernel has time namespaces
+    """
+
+    mode: str = "shifted"
+    mounts: tuple[HostMount, ...] = ()
+    shared: tuple[str, ...] = ()
+    time_ns: bool = True
+
+
+@record
+class Overlay:
+    """A copy-on-write view of host mount `number` at `target`; what is written goes to `layer`, a directory of the box's scratch."""
+
+    number: int
+    target: str
+    layer: str
+
+
+@record
+class ShowMount:
+    """Host mount `number` as it is, read-only."""
+
+    number: int
+    target: str
+    directory: bool
+
+
+@record
+class Bind:
+    """`source` of the host (kind "volume": of the session's volume of that name) at `target`."""
+
+    source: str
+    target: str
+    readonly: bool
+    kind: str = "bind"
+
+
+@record
+class MountTmpfs:
+    """A new tmpfs."""
+
+    target: str
+    size: int | None
+    mode: int
+    devices: bool = False
+
+
+@record
+class MakeDevice:
+    """A character device `name` in the box's /dev."""
+
+    name: str
+    major: int
+    minor: int
+
+
+@record
+class MakeLink:
+    """A symbolic link `name` in the box's /dev."""
+
+    name: str
+    to: str
+
+
+@record
+class MakeDirectory:
+    """A directory `name` in the box's /dev."""
+
+    name: str
+    mode: int
+
+
+@record
+class ShowSysfs:
+    """The host's /sys, read-only; or, for a box with a network of its own, an empty directory to mount its own on."""
+
+    own: bool
+
+
+@record
+class ShowCgroups:
+    """The box's own cgroup directories below /sys/fs/cgroup."""
+
+
+@record
+class SetReadonly:
+    """Make the mount at `target` read-only, after all mount points on it were made."""
+
+    target: str
+
+
+@record
+class MountOwn:
+    """A file system that belongs to a namespace of the box: proc, devpts, mqueue, sysfs."""
+
+    fstype: str
+    target: str
+    options: tuple[tuple[str, str | None], ...] = ()
+    readonly: bool = False
+
+
+@record
+class SetHostname:
+    name: str
+
+
+@record
+class LoopbackUp:
+    """Bring `lo` up."""
+
+
+@record
+class SetClocks:
+    """Offsets of the box's clocks, in seconds."""
+
+    monotonic: float
+    boottime: float
+
+
+TreeOp: TypeAlias = "Overlay | ShowMount | Bind | MountTmpfs | MakeDevice | MakeLink | MakeDirectory | ShowSysfs | ShowCgroups | SetReadonly"
+InitOp: TypeAlias = "MountOwn | SetHostname | LoopbackUp | SetClocks"
+
+
+@record
+class Plan:
+    """Operations in order, and the kinds of namespaces (names of the files below /proc/PID/ns) that the box has of its own.
+
+    disk   bytes that all layers together may take, or None for no limit
+    """
+
+    tree: tuple[TreeOp, ...]
+    init: tuple[InitOp, ...]
+    namespaces: tuple[str, ...]
+    disk: int | None = None
+
+
+def make_plan(spec: Spec, host: HostFacts) -> Plan:
+    """Return the plan of a box of `spec` on this host."""
+    own_net = spec.net == "none"
+    layers = [
+        Overlay(mount.number, mount.target, str(mount.number))
+        if mount.writable
+        else ShowMount(mount.number, mount.target, mount.directory)
+        for mount in host.mounts
+    ]
+    tree: list[TreeOp] = [*layers, *_devices(), ShowSysfs(own_net), ShowCgroups()]
+    tree += [Bind(path, path, readonly=False) for path in _outermost(host.shared)]
+    # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
+    mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
+    mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]
+    tree += sorted(mounts, key=lambda op: op.target.count("/"))
+    if spec.readonly:
+        tree += [SetReadonly(op.target) for op in layers if isinstance(op, Overlay)]
+    return Plan(tuple(tree), tuple(_init(spec, own_net)), _namespaces(spec, host, own_net), spec.disk)
+
+
+def _devices() -> list[TreeOp]:
+    made: list[TreeOp] = [MountTmpfs("/dev", None, 0o755, devices=True)]
+    made += [MakeDevice(*device) for device in DEVICES]
+    made += [MakeLink(*link) for link in DEVICE_LINKS]
+    made += [MakeDirectory("pts", 0o755), MakeDirectory("mqueue", 0o1777), MakeDirectory("shm", 0o1777)]
+    return made
+
+
+def _init(spec: Spec, own_net: bool) -> list[InitOp]:
+    ops: list[InitOp] = []
+    if own_net:
+        ops.append(LoopbackUp())
+    if spec.hostname is not None:
+        ops.append(SetHostname(spec.hostname))
+    clocks = dict(spec.clock)
+    if clocks:
+        ops.append(SetClocks(clocks.get("monotonic", 0.0), clocks.get("boottime", 0.0)))
+    ops.append(MountOwn("proc", "/proc"))
+    # Group 5 is tty wherever it has a fixed number; the slave's owner is who opened it, grantpt(3).
+    ops.append(MountOwn("devpts", "/dev/pts", (("mode", "620"), ("gid", "5"), ("ptmxmode", "666"))))
+    ops.append(MountOwn("mqueue", "/dev/mqueue"))
+    if own_net:
+        ops.append(MountOwn("sysfs", "/sys", readonly=True))
+    return ops
+
+
+def _namespaces(spec: Spec, host: HostFacts, own_net: bool) -> tuple[str, ...]:
+    kinds = ["mnt", "uts", "ipc", "pid"]
+    if not spec.privileged:
+        kinds.insert(0, "user")
+    if own_net:
+        kinds.append("net")
+    if host.time_ns:
+        kinds.append("time")
+    return tuple(kinds)
+
+
+def _outermost(paths: tuple[str, ...]) -> list[str]:
+    """Leave out paths that lie within others; the order stays."""
+    kept: list[str] = []
+    for path in paths:
+        if path not in kept and not any(other != path and is_within(path, other) for other in paths):
+            kept.append(path)
+    return kept

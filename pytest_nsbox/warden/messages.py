@@ -1,0 +1,256 @@
+"""What client and warden say to each other: frozen records, each as 4 bytes of length (big endian) and a JSON list [name, field, …].
+
+Descriptors travel beside the bytes (SCM_RIGHTS, unix(7)); a message that brings some says how many in its field `fds`, so the order of
+arrival tells whose they are. A request has a `number`, which its answer repeats: answers may come in another order than requests.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import json
+
+from pytest_nsbox.policy.record import fields, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, TypeAlias, TypeVar
+
+    M = TypeVar("M")
+
+_CHUNK = 65536
+# SCM_MAX_FD of the kernel is 253 in one go.
+_ANCILLARY = _socket.CMSG_SPACE(253 * 4)
+
+
+@record
+class Configure:
+    """What a session is made of; the first message, and again when paths become known.
+
+    tmpdir     where the session's directory is made
+    shared     paths bound read-write into every box
+    artifacts  the directory that artifacts are copied to
+    """
+
+    tmpdir: str
+    cgroup_parent: str | None
+    shared: tuple[str, ...]
+    rootdir: str
+
+
+@record
+class Make:
+    """Make a box; answered by Made or Failed."""
+
+    number: int
+    spec: dict[str, Any]
+
+
+@record
+class Refresh:
+    """Bind what appeared on the host since the box was made; answered by Refreshed or Failed."""
+
+    number: int
+    box: str
+    paths: tuple[str, ...]
+
+
+@record
+class Read:
+    """Read the counters of a box; answered by Counters."""
+
+    number: int
+    box: str
+
+
+@record
+class Compare:
+    """List what changed in the box's root; answered by Changes."""
+
+    number: int
+    box: str
+
+
+@record
+class Release:
+    """End a box. Its counters, and what `globs` match in it, are wanted still; answered by Released.
+
+    artifacts  where the copies go; "" for nowhere
+    """
+
+    number: int
+    box: str
+    globs: tuple[str, ...] = ()
+    artifacts: str = ""
+    workdir: str = "/"
+
+
+@record
+class Drop:
+    """End a box that nobody used; not answered."""
+
+    box: str
+
+
+@record
+class Close:
+    """End everything; answered by Closed when nothing is left."""
+
+    number: int
+
+
+@record
+class Made:
+    """A box is ready. The descriptors: its init's pidfd, then those to attach to its cgroups with, then its time namespace if `clock`.
+
+    namespaces  flags for setns
+    bound       host paths (sockets, shared paths) that were bound when it was made, each with device and inode
+    """
+
+    number: int
+    box: str
+    pid: int
+    namespaces: int
+    clock: bool
+    bound: dict[str, tuple[int, int]]
+    facts: dict[str, Any]
+    fds: int
+
+
+@record
+class Failed:
+    """A request could not be fulfilled."""
+
+    number: int
+    text: str
+
+
+@record
+class Refreshed:
+    number: int
+
+
+@record
+class Counters:
+    """Counter files of the box's cgroups: name and text."""
+
+    number: int
+    texts: dict[str, str]
+
+
+@record
+class Changes:
+    """(kind, path) of what differs from the host's root: A added, C changed, D deleted."""
+
+    number: int
+    changes: tuple[tuple[str, str], ...]
+
+
+@record
+class Released:
+    """Counters at the end of the box; how many paths it changed; which files were copied out of it; what went wrong in copying."""
+
+    number: int
+    texts: dict[str, str]
+    files_changed: int
+    artifacts: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@record
+class Closed:
+    """Everything is gone but what `problems` tells."""
+
+    number: int
+    problems: tuple[str, ...]
+
+
+REQUESTS = (Configure, Make, Refresh, Read, Compare, Release, Drop, Close)
+ANSWERS = (Made, Failed, Refreshed, Counters, Changes, Released, Closed)
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (*REQUESTS, *ANSWERS)}
+Request: TypeAlias = "Configure | Make | Refresh | Read | Compare | Release | Drop | Close"
+Answer: TypeAlias = "Made | Failed | Refreshed | Counters | Changes | Released | Closed"
+
+
+class ProtocolError(Exception):
+    """The other side said something that is no message, or nothing any more."""
+
+
+def encode(message: Request | Answer) -> bytes:
+    """Return the bytes of `message`."""
+    body = json.dumps([type(message).__name__, *(getattr(message, name) for name in fields(type(message)))]).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode(body: bytes) -> Request | Answer:
+    """Return the message of `body` (without the length); ProtocolError if it is none."""
+    try:
+        name, *values = json.loads(body)
+        kind = _KINDS[name]
+        message: Request | Answer = kind(*(tuple(value) if isinstance(value, list) else value for value in values))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"not a message: {body[:80]!r} ({error})") from None
+    return message
+
+
+def expect(message: object, kind: type[M]) -> M:
+    """Return `message` if it is of `kind`, else raise ProtocolError."""
+    if isinstance(message, kind):
+        return message
+    raise ProtocolError(f"expected {kind.__name__}, got {type(message).__name__}")
+
+
+class Channel:
+    """One end of the socket pair."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+
+    def send(self, message: Request | Answer, fds: Sequence[int] = ()) -> None:
+        """Send all of `message`; OSError (a broken pipe, for one) if the other side is gone."""
+        data = memoryview(encode(message))
+        if fds:
+            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))]
+            sent = self.sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
+            data = data[sent:]
+        while data:
+            data = data[self.sock.send(data, _socket.MSG_NOSIGNAL) :]
+
+    def receive(self) -> tuple[Request | Answer, tuple[int, ...]]:
+        """Wait for the next message; return it with its descriptors. ProtocolError at the end of the stream."""
+        while (found := self.pop()) is None:
+            if not self.fill():
+                raise ProtocolError("the other side closed the connection")
+        return found
+
+    def fill(self, flags: int = 0) -> bool:
+        """Read what has come, at least something unless `flags` say otherwise; False at the end of the stream."""
+        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK, _ANCILLARY, flags | _socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                self._fds.extend(fds)
+        self._buffer += data
+        return bool(data)
+
+    def pop(self) -> tuple[Request | Answer, tuple[int, ...]] | None:
+        """Take the next whole message out of what was read, or return None."""
+        buffer = self._buffer
+        if len(buffer) < 4:
+            return None
+        end = 4 + int.from_bytes(buffer[:4], "big")
+        if len(buffer) < end:
+            return None
+        message = decode(bytes(buffer[4:end]))
+        del buffer[:end]
+        count = message.fds if isinstance(message, Made) else 0
+        fds, self._fds[:count] = tuple(self._fds[:count]), ()
+        return message, fds
+
+    def close(self) -> None:
+        """Close this end."""
+        self.sock.close()

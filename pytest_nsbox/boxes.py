@@ -69,7 +69,6 @@ class Boxes:
 
     def enter(self, box: Box, item: pytest.Item) -> None:
         """In the child: everything of the box that is a property of the process."""
-        os.close(self.warden.fileno())  # held open here it would outlive a killed pytest, and the warden with it
         box.enter()
         box.apply_limits()
         for name, value in box.spec.env:
@@ -85,7 +84,7 @@ class Boxes:
         assert box is not None
         if what == "usage":
             wall = time.perf_counter() - attempt.started
-            return usage.complete(box.usage(), attempt.spec, wall_s=wall)
+            return usage.complete(usage.parse(box.counters()), attempt.spec, wall_s=wall)
         if what == "changes":
             return box.changes()
         if what == "inspect":
@@ -105,15 +104,16 @@ class Boxes:
         """The exception that tells how the test's process ended before the test did."""
         released = self._release(attempt)
         stacks = attempt.stacks if attempt.timed_out else self._stacks.take()
+        used = usage.parse(released.counters)
         ending = outcome.Ending(
             returncode=returncode,
             timed_out=attempt.timed_out,
-            oom_kills=int(released.usage.get("oom_kills", 0)),
+            oom_kills=int(used.get("oom_kills", 0)),
             phase=attempt.phase,
             stacks=stacks,
-            pids_hit=bool(released.hits.get("pids", 0)),
+            pids_hit=bool(usage.hits(released.counters).get("pids", 0)),
         )
-        error = outcome.classify(ending, attempt.spec, released.usage)
+        error = outcome.classify(ending, attempt.spec, used)
         return error if error is not None else BoxFailed(f"the test's process ended with status {returncode}")
 
     def ended(self, attempt: Attempt, report: pytest.TestReport) -> None:
@@ -123,7 +123,7 @@ class Boxes:
         released = self._release(attempt)
         del self._released[id(attempt)]
         used = usage.complete(
-            released.usage,
+            usage.parse(released.counters),
             attempt.spec,
             wall_s=attempt.stopped - attempt.started,
             files_changed=released.files_changed,

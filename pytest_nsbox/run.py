@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_nsbox import reporting, settings
+from pytest_nsbox.policy.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.placement import Placement
     from pytest_nsbox.protocol import Lockstep
-    from pytest_nsbox.warden.client import Warden
+    from pytest_nsbox.warden.client import SessionConfig, Warden
 
 WORKER_PROBLEMS: Final = "nsbox_problems"
 
@@ -66,17 +67,21 @@ class Run:
 
     def _start_warden(self) -> Warden:
         if self._warden is None:
-            from pytest_nsbox.warden.client import SessionConfig, Warden
+            from pytest_nsbox.warden.client import Warden
 
-            self._warden = Warden.start(
-                SessionConfig(
-                    cgroup_parent=self._settings.cgroup_parent,
-                    rootdir=str(self._config.rootpath),
-                    tmpdir=tempfile.gettempdir(),
-                    pool=self._settings.pool,
-                )
-            )
+            self._warden = Warden.start(self._session_config())
         return self._warden
+
+    def _session_config(self) -> SessionConfig:
+        from pytest_nsbox.warden.client import SessionConfig
+
+        return SessionConfig(
+            tmpdir=tempfile.gettempdir(),
+            cgroup_parent=self._settings.cgroup_parent,
+            rootdir=str(self._config.rootpath),
+            pool=self._settings.pool,
+            shared_paths=self._settings.shared_paths,
+        )
 
     # --- collection
 
@@ -117,8 +122,10 @@ class Run:
             self._boxes = self._warden = None
 
     def _configured_warden(self) -> Warden:
+        """The warden, told of the paths that are known only now."""
         warden = self._start_warden()
-        warden.configure(base_temp=self._base_temp(), rw_paths=self._read_write_paths(), shared_paths=self._settings.shared_paths)
+        found = replace(self._session_config(), base_temp=self._base_temp(), rw_paths=self._read_write_paths())
+        warden.configure(found)
         return warden
 
     def _base_temp(self) -> str | None:

@@ -88,7 +88,7 @@ def placed(error: BaseException, path: str, lineno: int, name: str) -> BaseExcep
     namespace: dict[str, Callable[[BaseException], NoReturn]] = {}
     exec(compile(source, path, "exec"), namespace)
     try:
-        namespace[function](error)
+        namespace[function](error.with_traceback(None))
     except BaseException as caught:
         if caught is not error:
             raise

@@ -6,6 +6,7 @@ attribute ``sandbox_limits``; both survive pytest's report serialisation, so und
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -139,9 +140,11 @@ def write_json(path: Path, host: Mapping[str, object], results: Sequence[Result]
     """Write ``--sandbox-json`` so that a reader finds the old file or the whole new one, never a part; or OSError."""
     document = {"schema": SCHEMA, "host": dict(host), "tests": [result.as_json() for result in results]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    data = text.encode("utf-8", "surrogateescape")  # a nodeid may hold a file name that is no UTF-8
+    # A nodeid may hold a file name that is no UTF-8: Python's escape of its bytes is JSON's too.
+    data = text.encode("utf-8", "backslashreplace")
     target = Path(os.path.realpath(path))  # else the rename would replace a link instead of the file behind it
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file stands there: opening ours says it better
+        target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_file():
         target.write_bytes(data)  # /dev/stdout, a fifo: nothing to replace
         return

@@ -84,6 +84,7 @@ MAXIMA = {
 }
 
 RUN_AS_ROOT = "run pytest as root"
+UNKNOWN = "none is known: please report this text"
 UNCONFINED = {
     "docker": "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined …, or --privileged",
     "podman": "podman run --security-opt seccomp=unconfined --security-opt apparmor=unconfined …, or --privileged",
@@ -158,7 +159,7 @@ def _cause(name: str, failure: Failure, around: Surroundings) -> tuple[str, str]
         found = rule(name, failure, around)
         if found is not None:
             return found
-    return "", RUN_AS_ROOT if around.uid else ""
+    return "", f"{UNKNOWN}, or {RUN_AS_ROOT}" if around.uid else UNKNOWN
 
 
 def _by_sysctl(name: str, failure: Failure, around: Surroundings) -> tuple[str, str] | None:
@@ -238,7 +239,8 @@ def _by_power(_: str, failure: Failure, around: Surroundings) -> tuple[str, str]
         return "root without CAP_SYS_ADMIN", "give pytest CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN …)"
     if around.uid:
         return f"user id {around.uid}", RUN_AS_ROOT
-    return None
+    # Root with all powers is stopped by SELinux, AppArmor or the like only.
+    return "a security module may forbid it", "find the rule: dmesg | grep -iE 'denied|apparmor|selinux'"
 
 
 def _noun(around: Surroundings) -> str:

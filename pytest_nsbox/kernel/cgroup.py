@@ -76,7 +76,8 @@ def parse_mounts(mountinfo: str, cgroup: str) -> list[Mount]:
             place = next((path for key, path in own.items() if key and names & set(key.split(","))), None)
             if names and place is not None:
                 mounts[point] = Mount(1, point, root, place, names)
-    return list(mounts.values())
+    # The freezer first: whoever is killed through another hierarchy does not die before it is thawed.
+    return sorted(mounts.values(), key=lambda mount: "freezer" not in mount.controllers)
 
 
 def find_mounts() -> list[Mount]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 
 from pytest_nsbox.policy.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PREFIX = "nsbox-"
 # An extended attribute, and not the memory of a session, tells that we made a parent group: of several sessions the
@@ -26,6 +25,9 @@ _MADE_TRUSTED = "trusted.nsbox.made"
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _BUSY = frozenset({errno.EBUSY, errno.ENOTEMPTY})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
+# While other sessions, the last in it, remove the parent that we are about to use.
+MAKE_ATTEMPTS = 100
+SIGKILL = 9  # the signal module costs the warden 5 ms of its start
 _READ_SIZE = 16384
 
 
@@ -159,7 +161,7 @@ class Group:
         pids = self.pids() - {os.getpid()}
         for pid in pids:
             try:
-                self.files.kill(pid, signal.SIGKILL)
+                self.files.kill(pid, SIGKILL)
             except ProcessLookupError:
                 pass
             except OSError as error:
@@ -211,8 +213,9 @@ class Group:
             try:
                 if self.files.getxattr(self.path, name) == b"1":
                     return True
-            except OSError:
-                pass
+            except OSError as error:
+                if error.errno not in _GONE | {errno.ENODATA, errno.EOPNOTSUPP}:
+                    raise _kernel_error("getxattr", self.path, error) from None
         return False
 
 
@@ -244,20 +247,16 @@ def make_parents(chain: Sequence[Group]) -> None:
 
 
 def remove_parents(chain: Sequence[Group]) -> None:
-    """Remove the groups that a session made (`make_parents`), innermost first, up to the first that is still in use."""
-    for group in reversed(chain):
-        if not group.exists():
-            continue
-        if not group.is_made():
-            return
-        try:
-            _remove_if_empty(group)
-        except KernelError:
-            _remove_if_empty(group)
-            raise
+    """Remove those of the groups that a session made (`make_parents`) and none uses, innermost first.
+
+    What fails is tried once more, and the error raised.
+    """
+    _each_twice(_remove_if_ours, reversed(chain))
 
 
-def _remove_if_empty(group: Group) -> None:
+def _remove_if_ours(group: Group) -> None:
+    if not group.exists() or not group.is_made():
+        return
     try:
         group.files.rmdir(group.path)
     except OSError as error:
@@ -267,21 +266,21 @@ def _remove_if_empty(group: Group) -> None:
 
 def remove_all(groups: Iterable[Group], patience: float = 2.0) -> None:
     """Remove all `groups`, also if some fail, and those that fail once more; then raise the first error."""
-    errors: list[KernelError] = []
-    failed: list[Group] = []
+    _each_twice(lambda group: group.remove(patience), groups)
+
+
+def _each_twice(remove: Callable[[Group], None], groups: Iterable[Group]) -> None:
+    """Remove every group, with a second try, and raise the first error. A call that fails once so leaves nothing."""
+    first: KernelError | None = None
     for group in groups:
-        try:
-            group.remove(patience)
-        except KernelError as error:
-            errors.append(error)
-            failed.append(group)
-    for group in failed:
-        try:
-            group.remove(0)
-        except KernelError:
-            continue
-    if errors:
-        raise errors[0]
+        for _ in range(2):
+            try:
+                remove(group)
+                break
+            except KernelError as error:
+                first = first or error
+    if first is not None:
+        raise first
 
 
 def remove_quietly(groups: Iterable[Group]) -> None:

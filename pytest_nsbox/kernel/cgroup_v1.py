@@ -14,6 +14,7 @@ from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
     DENIED,
     FILES,
+    MAKE_ATTEMPTS,
     Files,
     Group,
     chain_of,
@@ -113,18 +114,17 @@ class SessionV1(Session):
         return node
 
     def close(self) -> None:
-        first: KernelError | None = None
+        groups: list[Group] = []
+        parents: list[Group] = []
         for hierarchy in self._hierarchies:
-            group, hierarchy.group = hierarchy.group, None
-            if group is None:
-                continue
-            try:
-                remove_all([group])
-                remove_parents(hierarchy.chain(self.files))
-            except KernelError as error:
-                first = first or error
-        if first is not None:
-            raise first
+            if hierarchy.group is not None:
+                groups.append(hierarchy.group)
+                parents += hierarchy.chain(self.files)
+                hierarchy.group = None
+        try:
+            remove_all(groups)
+        finally:
+            remove_parents(parents)
 
     def _join(self, hierarchy: Hierarchy) -> Group:
         """Return the session's group in `hierarchy`, made at the first call."""
@@ -134,7 +134,7 @@ class SessionV1(Session):
         parent = chain[-1] if chain else Group(hierarchy.base, self.files)
         group = parent.child(self.name)
         made: list[Group] = []
-        for attempts_left in reversed(range(10)):
+        for attempts_left in reversed(range(MAKE_ATTEMPTS)):
             try:
                 make_parents(chain)
                 for above in chain:
@@ -145,7 +145,7 @@ class SessionV1(Session):
                 break
             except KernelError as error:
                 # Another session was the last in this parent and removed it under us.
-                if error.errno == errno.ENOENT and attempts_left and not parent.exists():
+                if error.errno == errno.ENOENT and attempts_left:
                     continue
                 remove_quietly(made)
                 remove_parents(chain)

@@ -13,6 +13,7 @@ from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
     DENIED,
     FILES,
+    MAKE_ATTEMPTS,
     PREFIX,
     Files,
     Group,
@@ -89,15 +90,15 @@ class SessionV2(Session):
         self._enabled: frozenset[str] = frozenset()
         try:
             self._open()
-            self._enable((JOINED | needed) & self._available())
+            available = self._available()
+            self._enable((JOINED | needed) & available)
+            self.controllers = available - frozenset(self.problems)
         except KernelError as error:
             self.close()
             if error.errno not in DENIED:
                 raise
             self.problems[""] = f"{error}; run as root, or in a delegated group: {_DELEGATE}"
             self.controllers = frozenset()
-            return
-        self.controllers = self._available() - frozenset(self.problems)
 
     def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
         asked = frozenset(write.controller for write in writes)
@@ -128,24 +129,26 @@ class SessionV2(Session):
 
     def close(self) -> None:
         group, self._group = self._group, None
-        if group is not None:
-            remove_all([group])
-        if self._own:
-            _restore(self._base)
-        else:
-            remove_parents(self._chain)
+        try:
+            if group is not None:
+                remove_all([group])
+        finally:
+            if self._own:
+                _restore(self._base)
+            else:
+                remove_parents(self._chain)
 
     def _open(self) -> None:
         parent = self._chain[-1] if self._chain else self._base
         group = KillGroup(f"{parent.path}/{self.name}", self.files)
-        for attempts_left in reversed(range(10)):
+        for attempts_left in reversed(range(MAKE_ATTEMPTS)):
             try:
                 make_parents(self._chain)
                 group.make()
                 break
             except KernelError as error:
                 # Another session was the last in this parent and removed it under us.
-                if error.errno != errno.ENOENT or not attempts_left or parent.exists():
+                if error.errno != errno.ENOENT or not attempts_left:
                     raise
         self._group = group
 
@@ -172,13 +175,12 @@ class SessionV2(Session):
     def _pass_on(self, level: Group, controller: str) -> None:
         if controller in (level.read("cgroup.subtree_control") or "").split():
             return
-        try:
-            level.write("cgroup.subtree_control", f"+{controller}")
-        except KernelError as error:
-            if error.errno != errno.EBUSY or level is not self._base or not self._own or not is_delegated(level):
-                raise
+        if _holds_processes(level):
+            # Some controllers could be passed on all the same: then its children are invalid and nobody can enter them.
+            if level is not self._base or not self._own or not is_delegated(level):
+                raise KernelError(f"write '+{controller}' to", f"{level.path}/cgroup.subtree_control", errno.EBUSY)
             _evacuate(level)
-            level.write("cgroup.subtree_control", f"+{controller}")
+        level.write("cgroup.subtree_control", f"+{controller}")
 
 
 def own_group(path: str) -> str:
@@ -215,6 +217,11 @@ def _own_path() -> str:
             if line.startswith("0::"):
                 return line[3:].rstrip("\n")
     return ""
+
+
+def _holds_processes(group: Group) -> bool:
+    """Tell whether processes keep `group` from passing controllers on. The real root may; only it has no type."""
+    return group.read("cgroup.type") is not None and bool(group.read("cgroup.procs"))
 
 
 def _evacuate(group: Group) -> None:

@@ -1,0 +1,70 @@
+"""What only v1 has: cpusets that begin empty, hierarchies joined on demand, frozen tasks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_nsbox.kernel.cgroup_node import Session
+from pytest_nsbox.policy.spec import Spec
+from tests.capabilities import require_cgroup_version
+from tests.kernel.cgroups import limit, node_of, opened, run, started
+
+pytestmark = pytest.mark.needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    require_cgroup_version(1)
+    with opened() as session:
+        yield session
+
+
+def views(node):
+    return {view: Path(path) for view, path in node.views}
+
+
+@pytest.mark.needs("cgroup:cpuset")
+def test_a_cpuset_holds_the_cpus_and_the_nodes_of_its_parent_can_be_used(session):
+    last = max(os.sched_getaffinity(0))
+    with node_of(session, Spec(cpuset=(last,))) as node:
+        status, output = run(node, "import os; print(sorted(os.sched_getaffinity(0)), bytearray(1 << 20)[:0])")
+        assert (status, output) == (0, f"[{last}] bytearray(b'')\n")
+        assert views(node)["cpuset"].joinpath("cpuset.mems").read_text().strip()
+
+
+@pytest.mark.needs("cgroup:cpuset")
+def test_cpus_that_the_machine_lacks_are_refused_by_name(session):
+    from pytest_nsbox.policy.errors import KernelError
+
+    with pytest.raises(KernelError, match=r"^write '4000' to /.*/cpuset\.cpus: "):
+        session.make("box", [limit("cpuset", "cpuset.cpus", "4000")], None)
+
+
+def test_a_box_joins_the_counting_hierarchies_and_those_of_its_limits(session):
+    with node_of(session, Spec()) as node:
+        assert views(node).keys() == {"cpuacct", "memory", "pids"}
+    with node_of(session, Spec(cpu=0.5)) as node:
+        assert views(node).keys() == {"cpu", "cpuacct", "memory", "pids"}
+        assert len(node.attach) == 4
+        assert node.open_directory() is None
+
+
+def test_the_attach_descriptors_are_the_tasks_files(session):
+    with node_of(session, Spec()) as node:
+        paths = [os.readlink(f"/proc/self/fd/{fd}") for fd in node.attach]
+        assert paths == [f"{path}/tasks" for path in views(node).values()]
+        assert not any(os.get_inheritable(fd) for fd in node.attach)
+
+
+@pytest.mark.needs("cgroup:freezer")
+def test_a_frozen_process_is_thawed_to_be_killed(session):
+    node = session.make("box", [limit("freezer", "freezer.state", "THAWED")], None)
+    with started(node, "sleep", "600") as process:
+        views(node)["freezer"].joinpath("freezer.state").write_text("FROZEN")
+        node.remove()
+        assert process.wait(10) == -signal.SIGKILL

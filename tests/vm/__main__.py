@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.vm.boot import run_in_vm
+from tests.vm.boot import TMPDIR, run_in_vm
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    pytest_command = [sys.executable, "-m", "pytest", *arguments]
+    pytest_command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={TMPDIR}/cache", *arguments]
     sys.exit(run_in_vm(arguments[1:] if arguments[:1] == ["--"] else pytest_command))

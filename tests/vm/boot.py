@@ -4,7 +4,8 @@
 
 The kernel runs as an ordinary process (package user-mode-linux, 6.1: cpu, io, memory and pids controllers, one
 CPU, no cpuset controller, no time namespaces). Its root is this machine's root through hostfs, so the command
-sees the same interpreter and checkout; /run, /dev/shm and TMPDIR are the machine's own tmpfs. See
+sees the same interpreter and checkout, read-only; /run, /dev/shm, /tmp, /var/tmp and TMPDIR are the machine's own
+tmpfs. See
 https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html
 """
 
@@ -23,6 +24,8 @@ from pathlib import Path
 
 KERNEL = "linux.uml"
 BEGIN, END = "--- the virtual machine is up ---", "--- the command ended ---"
+STATUS = "status"
+TMPDIR = "/run/tmp"
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "VIRTUAL_ENV", "NSBOX_REQUIRE_ALL", "CI")
 
 
@@ -36,9 +39,9 @@ def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float =
         print(f"no program {KERNEL} on PATH: apt-get install user-mode-linux", file=sys.stderr)
         return 125
     with tempfile.TemporaryDirectory(prefix="nsbvm-") as scratch:
-        status = Path(scratch, "status")
+        status = Path(scratch, STATUS)
         settings = Path(scratch, "settings.json")
-        settings.write_text(json.dumps(machine_settings(command, status)), encoding="utf-8")
+        settings.write_text(json.dumps(machine_settings(command, scratch)), encoding="utf-8")
         init = Path(scratch, "init")
         program = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("init.py")), str(settings)])
         init.write_text(f"#!/bin/sh\nexec {program}\n", encoding="utf-8")
@@ -53,12 +56,14 @@ def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float =
                 f"mem={memory}",
                 "root=/dev/root",
                 "rootfstype=hostfs",
-                "rw",
+                # Read-only: what a test does to the root, as it may in a throwaway machine, must not reach this one.
+                "ro",
                 f"init={init}",
                 "con=null",
                 "con0=null,fd:1",
                 f"uml_dir={scratch}",
-                "quiet",
+                # Panics only: the messages of OOM kills would come between the lines of the command.
+                "loglevel=1",
                 "panic=-1",
             ],
             stdin=subprocess.DEVNULL,
@@ -113,16 +118,24 @@ def show(lines: Iterable[str]) -> None:
         sys.stdout.write("".join(boot))
 
 
-def machine_settings(command: Sequence[str], status: Path) -> dict[str, object]:
-    """What tests/vm/init.py, pid 1 of the machine, is told; it writes the exit status to `status`."""
+def needed_below(folder: str, command: Sequence[str]) -> bool:
+    """Whether `command`, the checkout or the interpreter lie in `folder`, so that a tmpfs there would hide them."""
+    paths = [*command, os.getcwd(), sys.prefix, sys.base_prefix]
+    return any(path.startswith(folder + "/") for path in paths)
+
+
+def machine_settings(command: Sequence[str], scratch: str) -> dict[str, object]:
+    """What tests/vm/init.py, pid 1 of the machine, is told; it writes the exit status into `scratch`."""
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    environment.update(TERM="dumb", TMPDIR="/run/tmp", NSBOX_VM="1", PYTHONDONTWRITEBYTECODE="1", COLUMNS="120")
+    environment.update(TERM="dumb", TMPDIR=TMPDIR, NSBOX_VM="1", PYTHONDONTWRITEBYTECODE="1", COLUMNS="120")
     environment["PYTEST_NSBOX_CGROUP_PARENT"] = "/nsbox"
     return {
         "command": list(command),
         "cwd": os.getcwd(),
         "environment": environment,
-        "status": str(status),
+        "scratch": scratch,
+        "tmpfs": [folder for folder in ("/tmp", "/var/tmp") if not needed_below(folder, command)],
+        "status": STATUS,
         "begin": BEGIN,
         "end": END,
         "modules": ["overlay", "veth", "bridge", "dummy", "ipv6", "loop"],

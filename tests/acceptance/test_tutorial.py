@@ -13,7 +13,8 @@ pytestmark = pytest.mark.needs("root", "overlay", "cgroup:memory")
 
 
 def code(index: int) -> str:
-    return re.findall(r"^```python\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[index]
+    blocks = re.finditer(r"^```python\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [block[1] for block in blocks][index]
 
 
 def test_the_first_box(pytester: pytest.Pytester):

@@ -101,12 +101,12 @@ class Node:
 class Session:
     """The groups of one test session; see `cgroup.open_session`.
 
-    version      1 or 2, or 0 where no hierarchy can be used
+    version      1 or 2: which writes a limit takes. 2 where no hierarchy can be used; then each limit is an error
     controllers  those whose limits and counters a box can have
     problems     {controller: why it cannot be used, and the fix}
     """
 
-    version = 0
+    version = 2
     driver = "cgroupfs"
 
     def __init__(self, name: str, files: Files = FILES) -> None:

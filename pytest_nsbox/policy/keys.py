@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pytest_nsbox.policy import units
 from pytest_nsbox.policy.errors import BadValueError, SpecError, SpecProblems
-from pytest_nsbox.policy.limits import LIMITS, cgroup_writes
+from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.mounts import TMPFS, VOLUMES, Volume, as_text, check_target, parse_tmpfs, parse_volumes, tidy
 from pytest_nsbox.policy.record import record, replace
 from pytest_nsbox.policy.spec import HostFacts, Layer, Spec, check_host
@@ -314,47 +314,3 @@ KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted)
         Key("artifacts", _parse_texts, "a list of globs"),
     )
 }
-
-
-def render_limits() -> str:
-    """The Markdown of docs/reference/limits.md."""
-    lines = [
-        "# Limits",
-        "",
-        "<!-- Made by `python -m pytest_nsbox.policy.limits`; change the table there, not this page. -->",
-        "",
-        "Each is a key of the `sandbox` marker, of `--sandbox-set` and of the ini `sandbox_defaults`.",
-        "A limit that this machine cannot enforce is an error that says why; `--sandbox-doctor` shows them all.",
-        "",
-        "| Key | Example | Accepted | What it does |",
-        "|---|---|---|---|",
-    ]
-    lines += [_cells(f"`{row.name}`", f"`{row.example}`", row.accepted, row.help) for row in LIMITS]
-    lines += ["", "## Where the kernel is told", ""]
-    lines += ["What the examples above write into the group of a box, and the counter that rises at the limit.", ""]
-    lines += ["| Key | cgroup v1 | cgroup v2 | Counter |", "|---|---|---|---|"]
-    for row in LIMITS:
-        if row.v1:
-            counters = ", ".join(f"`{key}` of `{file}`" for file, key in row.hit) or "none"
-            lines.append(_cells(f"`{row.name}`", _files(row.name, 1), _files(row.name, 2), counters))
-    lines += [
-        "",
-        "`ulimits` are set by setrlimit(2) in the test's process, `disk` is the size of the scratch filesystem, and",
-        "`timeout` is kept by pytest's own process. `cpu_period` is written together with `cpu`.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _files(name: str, version: int) -> str:
-    examples: dict[str, object] = {row.name: row.example for row in LIMITS if row.name != "ulimits"}
-    needed = {"cpu": ("cpu", "cpu_period"), "swap": ("mem", "swap")}.get(name, (name,))
-    spec = build([Layer({key: examples[key] for key in needed}, "")])
-    alone = build([Layer({"mem": examples["mem"]}, "")])
-    writes = [write for write in cgroup_writes(spec, version) if name != "swap" or "sw" in write.file]
-    writes = writes if name != "mem" else list(cgroup_writes(alone, version))[:1]
-    return ", ".join(f"`{write.file}` = `{write.value}`" for write in writes)
-
-
-def _cells(*texts: str) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"

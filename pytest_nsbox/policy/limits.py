@@ -15,6 +15,7 @@ from pytest_nsbox.policy.record import record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from pytest_nsbox.policy.spec import Spec
 
@@ -287,7 +288,46 @@ def controllers_needed(spec: Spec, version: int) -> frozenset[str]:
     return frozenset(write.controller for write in cgroup_writes(spec, version))
 
 
-if __name__ == "__main__":
-    from pytest_nsbox.policy.keys import render_limits  # needs the parsers, which need this table
+def render_page() -> str:
+    """The Markdown of docs/reference/limits.md."""
+    lines = [
+        "# Limits",
+        "",
+        "<!-- Made by `python -m pytest_nsbox.policy.limits`; change the table there, not this page. -->",
+        "",
+        "Each is a key of the `sandbox` marker, of `--sandbox-set` and of the ini `sandbox_defaults`.",
+        "A limit that this machine cannot enforce is an error that says why; `--sandbox-doctor` shows them all.",
+        "",
+        "| Key | Example | Accepted | What it does |",
+        "|---|---|---|---|",
+    ]
+    lines += [_cells(f"`{row.name}`", f"`{row.example}`", row.accepted, row.help) for row in LIMITS]
+    lines += ["", "## Where the kernel is told", ""]
+    lines += ["What the examples above write into the group of a box, and the counter that rises at the limit.", ""]
+    lines += ["| Key | cgroup v1 | cgroup v2 | Counter |", "|---|---|---|---|"]
+    for row in LIMITS:
+        if row.v1 and row.v2:
+            counters = ", ".join(f"`{key}` of `{file}`" for file, key in row.hit) or "none"
+            lines.append(_cells(f"`{row.name}`", _files(row.v1), _files(row.v2), counters))
+    lines += [
+        "",
+        "`ulimits` are set by setrlimit(2) in the test's process, `disk` is the size of the scratch filesystem, and",
+        "`timeout` is kept by pytest's own process. `cpu_period` is written together with `cpu`.",
+        "",
+    ]
+    return "\n".join(lines)
 
-    print(render_limits(), end="")  # noqa: T201  # the page is this command's result
+
+def _files(writer: Writer) -> str:
+    from pytest_nsbox.policy.spec import Spec  # for this page only; the warden reads this table at its start
+
+    parsed: dict[str, Any] = {row.name: row.parse(row.example) for row in LIMITS if row.name != "ulimits"}
+    return ", ".join(f"`{write.file}` = `{write.value}`" for write in writer(Spec(**parsed)))
+
+
+def _cells(*texts: str) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+if __name__ == "__main__":
+    print(render_page(), end="")  # noqa: T201  # the page is this command's result

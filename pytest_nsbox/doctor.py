@@ -10,21 +10,21 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_nsbox import __version__
+from pytest_nsbox.options import Settings, read
 from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Capability, Decision, Surroundings, decide
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.limits import controllers_needed
-
-if TYPE_CHECKING:
-    from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.policy.spec import Spec
 
 PATIENCE = 60  # seconds for all tries together
 _PROGRAM = (
@@ -43,6 +43,11 @@ class Examination:
     def lacking(self, names: Sequence[str]) -> list[Capability]:
         """Those of ``names`` that do not work."""
         return cap.lacking(names, self.capabilities)
+
+    @property
+    def works(self) -> bool:
+        """Whether the plugin can work: every essential piece does."""
+        return not self.lacking(cap.ESSENTIAL)
 
 
 def examine(cgroup_parent: str | None = None, *, python: str = sys.executable) -> Examination:
@@ -92,30 +97,53 @@ def for_spec(spec: Spec, seen: Examination, unavailable: str) -> Decision:
     return decide(cap.needed(spec, controllers), capabilities, unavailable)
 
 
+def survey(settings: Settings) -> Examination:
+    """As `examine`, and where every piece works a whole box is made and removed again."""
+    seen = examine(settings.cgroup_parent)
+    if not seen.works:
+        return seen
+    return replace(seen, capabilities=[*seen.capabilities, cap.judge_box(try_box(settings), seen.around)])
+
+
+def try_box(settings: Settings) -> str:
+    """Make a box as tests get it and remove it; return why that failed, or ""."""
+    from pytest_nsbox.warden.client import SessionConfig, Warden
+
+    config = SessionConfig(tmpdir=tempfile.gettempdir(), cgroup_parent=settings.cgroup_parent, rootdir=settings.rootdir)
+    try:
+        warden = Warden.start(config)
+    except OSError as error:
+        return f"the warden does not start: {error}"
+    try:
+        warden.acquire(Spec()).release()
+    except BoxFailed as error:
+        return str(error)
+    finally:
+        warden.close()
+    return ""
+
+
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
-def tell(seen: Examination, box: str | None = None) -> list[str]:
-    """The doctor's text. ``box``: why a whole box could not be made although each piece works; "" if it could be."""
+def tell(seen: Examination) -> list[str]:
+    """The doctor's text."""
     lines = [f"pytest-nsbox {__version__}: what works here", _place(seen.around), ""]
     width = max(len(capability.name) for capability in seen.capabilities) + 2
     for capability in seen.capabilities:
         lines.extend(_entry(capability, width))
-    if box is not None:
-        lines.extend(_entry(Capability("a whole box", not box, box), width))
-    lines += ["", verdict(seen, box)]
-    return lines
+    return [*lines, "", verdict(seen)]
 
 
 def _entry(capability: Capability, width: int) -> list[str]:
     if capability.works:
         return [f"  ok       {capability.name}"]
-    needed = capability.name in cap.ESSENTIAL or capability.name == "a whole box"
+    needed = capability.name in cap.ESSENTIAL
     first, *more = capability.why.splitlines() or ["?"]
     lines = [f"  {'MISSING' if needed else 'missing'}  {capability.name.ljust(width)}{first}"]
     indent = " " * (11 + width)
     lines += [indent + line for line in more]
-    without = cap.WITHOUT.get(capability.name) or ("" if needed else f"no limits by {capability.name}")
+    without = "" if needed else cap.WITHOUT.get(capability.name, f"no limits by {capability.name}")
     if without:
         lines.append(f"{indent}without it: {without}")
     if capability.fix:
@@ -141,39 +169,28 @@ def _place(around: Surroundings) -> str:
     return ", ".join(parts)
 
 
-def verdict(seen: Examination, box: str | None) -> str:
+def verdict(seen: Examination) -> str:
     """The last line: whether boxes can be made."""
     missing = [capability.name for capability in seen.lacking(cap.ESSENTIAL)]
+    if missing == [cap.BOX]:
+        return "Tests cannot run in boxes here: every piece works, and yet making a box failed."
     if missing:
         return f"Tests cannot run in boxes here: {', '.join(missing)} missing."
-    if box:
-        return "Tests cannot run in boxes here: every piece works, and yet making a box failed."
     lesser = [capability.name for capability in seen.capabilities if not capability.works]
     return f"Tests can run in boxes here{', without ' + ', '.join(lesser) if lesser else ''}."
 
 
-def works(seen: Examination, box: str | None = None) -> bool:
-    """Whether the plugin can work: every essential piece does, and so does a whole box where one was tried."""
-    return not seen.lacking(cap.ESSENTIAL) and not box
-
-
-def run(config: pytest.Config, make_box: Callable[[], str] | None = None) -> int:
-    """Print the doctor's text; 0 when the plugin can work here, else 1.
-
-    ``make_box`` makes a box and removes it again, and returns "" or why it failed; it is tried when each piece works.
-    """
-    from pytest_nsbox import settings
-
+def run(config: pytest.Config) -> int:
+    """Print the doctor's text; 0 when the plugin can work here, else 1."""
     writer = config.get_terminal_writer()
     try:
-        seen = examine(settings.read(config).cgroup_parent)
+        seen = survey(read(config))
     except BoxFailed as error:
         writer.line(str(error), red=True)
         return 1
-    box = make_box() if make_box is not None and works(seen) else None
-    for line in tell(seen, box):
+    for line in tell(seen):
         writer.line(line, **_colour(line))
-    return 0 if works(seen, box) else 1
+    return 0 if seen.works else 1
 
 
 def _colour(line: str) -> dict[str, bool]:

@@ -8,13 +8,22 @@ import sys
 
 import pytest
 
-from pytest_nsbox.doctor import Examination, examine, for_spec, no_linux, read_examination, tell, works
+from pytest_nsbox import doctor
+from pytest_nsbox.doctor import Examination, examine, for_spec, no_linux, read_examination, survey, tell, try_box
+from pytest_nsbox.options import Settings
 from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Capability, Surroundings
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.spec import Spec
 
-GOOD = [Capability(name, works=True) for name in (*cap.ESSENTIAL, cap.NET, cap.CGROUP, "cgroup memory", "cgroup pids")]
+PIECES = [name for name in cap.ESSENTIAL if name != cap.BOX]
+GOOD = [Capability(name, works=True) for name in (*PIECES, cap.NET, cap.CGROUP, "cgroup memory", "cgroup pids")]
+
+
+@pytest.fixture(autouse=True)
+def only_this_plugin(monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_nsbox.plugin")
 
 
 def lacking(*missing: Capability, cgroup_version: int | None = 1) -> Examination:
@@ -40,7 +49,7 @@ def test_a_machine_with_everything_is_told_in_one_list_and_a_verdict():
     assert lines[0].startswith("pytest-nsbox ")
     assert "  ok       overlay" in lines
     assert lines[-1] == "Tests can run in boxes here."
-    assert works(seen)
+    assert seen.works
 
 
 def test_a_missing_essential_piece_is_told_with_reason_and_fix_and_means_no():
@@ -50,7 +59,7 @@ def test_a_missing_essential_piece_is_told_with_reason_and_fix_and_means_no():
     assert "mount overlay: No such device" in text
     assert "fix: modprobe overlay" in text
     assert text.endswith("Tests cannot run in boxes here: overlay missing.")
-    assert not works(seen)
+    assert not seen.works
 
 
 def test_a_missing_lesser_piece_is_told_with_what_it_takes_away_and_still_means_yes():
@@ -61,20 +70,17 @@ def test_a_missing_lesser_piece_is_told_with_what_it_takes_away_and_still_means_
     assert "fix: sysctl -w user.max_net_namespaces=1" in text
     assert "without it: no limits by cgroup memory" in text
     assert text.endswith("Tests can run in boxes here, without network namespaces, cgroup memory.")
-    assert works(seen)
+    assert seen.works
 
 
 def test_a_box_that_fails_although_every_piece_works_means_no():
-    seen = lacking()
-    text = "\n".join(tell(seen, "mount tmpfs /x: Operation not permitted"))
+    seen = lacking(cap.judge_box("mount tmpfs /x: Operation not permitted\nmore", Surroundings()))
+    text = "\n".join(tell(seen))
     assert "  MISSING  a whole box" in text
     assert "mount tmpfs /x: Operation not permitted" in text
+    assert "fix: none is known: please report this text" in text
     assert text.endswith("Tests cannot run in boxes here: every piece works, and yet making a box failed.")
-    assert not works(seen, "mount tmpfs /x: Operation not permitted")
-
-
-def test_a_box_that_was_made_is_told():
-    assert "  ok       a whole box" in tell(lacking(), "")
+    assert not seen.works
 
 
 @pytest.mark.parametrize(
@@ -94,10 +100,66 @@ def test_the_second_line_tells_where_pytest_runs(around, text):
 def test_another_system_than_linux_is_told_to_use_linux(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     seen = examine()
-    assert not works(seen)
+    assert not seen.works
     text = "\n".join(tell(seen))
     assert "this is darwin; boxes are made of Linux namespaces" in text
     assert "fix: run the tests on Linux: a machine, a virtual machine, WSL 2, or a Linux container" in text
+
+
+# --- a whole box and the option -------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("root", "overlay", "user namespace", "cgroup:memory")
+def test_the_doctor_makes_a_box_says_yes_and_runs_no_test(pytester):
+    pytester.makepyfile("def test_a(): assert 0")
+    result = pytester.runpytest_subprocess("--sandbox-doctor")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["pytest-nsbox *: what works here", "  ok * a whole box", "Tests can run in boxes here*"]
+    )
+    result.stdout.no_fnmatch_line("*test_a*")
+
+
+def test_the_doctor_says_no_with_exit_code_1(pytester, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda _: lacking(OVERLAY))
+    result = pytester.runpytest_inprocess("--sandbox-doctor")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["  MISSING *overlay*", "*fix: modprobe overlay", "*cannot run in boxes here: overlay missing."]
+    )
+
+
+def test_a_doctor_whose_tries_do_not_run_says_so_with_exit_code_1(pytester, monkeypatch):
+    def broken(_: object) -> Examination:
+        raise BoxFailed("the doctor's tries did not run: no memory")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    result = pytester.runpytest_inprocess("--sandbox-doctor")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["the doctor's tries did not run: no memory"])
+
+
+def test_no_box_is_tried_where_a_piece_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda _: lacking(OVERLAY))
+    monkeypatch.setattr(doctor, "try_box", lambda _: pytest.fail("tried"))
+    assert cap.BOX not in [capability.name for capability in survey(Settings()).capabilities]
+
+
+@pytest.mark.parametrize(("problem", "works"), [("", True), ("mount: Operation not permitted", False)])
+def test_a_box_that_was_tried_is_one_more_capability(monkeypatch, problem, works):
+    monkeypatch.setattr(doctor, "examine", lambda _: lacking())
+    monkeypatch.setattr(doctor, "try_box", lambda _: problem)
+    seen = survey(Settings())
+    assert seen.works is works
+    assert for_spec(Spec(), seen, "skip").action == ("box" if works else "skip")
+
+
+def test_a_warden_that_does_not_start_is_told(monkeypatch):
+    def fails(*_: object, **__: object) -> int:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("os.posix_spawn", fails)
+    assert try_box(Settings()) == "the warden does not start: [Errno 11] Resource temporarily unavailable"
 
 
 # --- the tries ------------------------------------------------------------------------------------------------------
@@ -106,7 +168,7 @@ def test_another_system_than_linux_is_told_to_use_linux(monkeypatch):
 def test_the_examination_comes_back_from_a_process_of_its_own():
     seen = examine("/nsbox")
     names = [capability.name for capability in seen.capabilities]
-    assert set(cap.ESSENTIAL) - {cap.LINUX} <= set(names)
+    assert set(cap.ESSENTIAL) - {cap.LINUX, cap.BOX} <= set(names)
     assert cap.CGROUP in names
     assert seen.around.kernel > (3, 0)
 

@@ -34,9 +34,10 @@ IDMAP = "idmapped overlay layers"
 SECCOMP = "seccomp filters"
 CGROUP = "cgroup"
 SWAP = "swap accounting"
+BOX = "a whole box"  # tried last, where every piece works
 
 # Without one of these no box can be made at all.
-ESSENTIAL = (LINUX, USERNS, MOUNT, PID, UTS, IPC, CGROUP_NS, CLONE3, PIDFD, PROC, OVERLAY)
+ESSENTIAL = (LINUX, USERNS, MOUNT, PID, UTS, IPC, CGROUP_NS, CLONE3, PIDFD, PROC, OVERLAY, BOX)
 
 # What works less well without, for those that no key of a spec asks for by name.
 WITHOUT = {
@@ -152,6 +153,13 @@ def judge(name: str, failure: Failure | None, around: Surroundings) -> Capabilit
         return Capability(name, works=True)
     because, fix = _cause(name, failure, around)
     return Capability(name, works=False, why=f"{failure} ({because})" if because else str(failure), fix=fix)
+
+
+def judge_box(problem: str, around: Surroundings) -> Capability:
+    """The capability BOX, given why making one failed ("": it did not). The text has its own fix where there is one."""
+    if not problem:
+        return Capability(BOX, works=True)
+    return Capability(BOX, works=False, why=problem, fix=RUN_AS_ROOT if around.uid else UNKNOWN)
 
 
 def _cause(name: str, failure: Failure, around: Surroundings) -> tuple[str, str]:

@@ -11,7 +11,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pytest_nsbox.policy.capability import Capability, Decision, Surroundings, d
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.limits import controllers_needed
 from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.settings import SPEC
 
 PATIENCE = 60  # seconds for all tries together
 _PROGRAM = (
@@ -121,6 +123,34 @@ def try_box(settings: Settings) -> str:
     finally:
         warden.close()
     return ""
+
+
+def settle(specs: MutableMapping[pytest.Item, Spec | None], settings: Settings) -> list[str]:
+    """Take the boxes away from tests that cannot have them here, as ``--sandbox-unavailable=skip|run`` wants it.
+
+    Such a test gets a skip mark, or runs plainly; its spec leaves ``specs`` and the item's stash. Returns lines that
+    tell it, for the user must never have to find out. With "fail" nothing is tried: the box itself will say why.
+    """
+    if settings.unavailable == "fail" or not any(specs.values()):
+        return []
+    seen = survey(settings)
+    decisions: dict[Spec, Decision] = {}
+    told: Counter[str] = Counter()
+    for item, spec in specs.items():
+        if spec is None:
+            continue
+        if spec not in decisions:
+            decisions[spec] = for_spec(spec, seen, settings.unavailable)
+        decision = decisions[spec]
+        if decision.action == "box":
+            continue
+        if decision.action == "skip":
+            item.add_marker(pytest.mark.skip(reason=decision.text.replace("\n", "; ")))
+        del item.stash[SPEC]
+        specs[item] = None
+        told[decision.text] += 1
+    how = "are skipped" if settings.unavailable == "skip" else "run without a box"
+    return [f"sandbox: {count} test(s) {how}: {text}" for text, count in told.items()]
 
 
 # --- the text -------------------------------------------------------------------------------------------------------

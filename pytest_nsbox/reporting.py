@@ -166,6 +166,11 @@ class Summary:
         self._host = host
         self._json_problem = ""
         self.results = Results()
+        self.notes: list[str] = []  # lines for the user, shown once collection is over
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Show the notes."""
+        return self.notes
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember a report."""

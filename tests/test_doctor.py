@@ -9,12 +9,23 @@ import sys
 import pytest
 
 from pytest_nsbox import doctor
-from pytest_nsbox.doctor import Examination, examine, for_spec, no_linux, read_examination, survey, tell, try_box
+from pytest_nsbox.doctor import (
+    Examination,
+    examine,
+    for_spec,
+    no_linux,
+    read_examination,
+    settle,
+    survey,
+    tell,
+    try_box,
+)
 from pytest_nsbox.options import Settings
 from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Capability, Surroundings
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.settings import SPEC
 
 PIECES = [name for name in cap.ESSENTIAL if name != cap.BOX]
 GOOD = [Capability(name, works=True) for name in (*PIECES, cap.NET, cap.CGROUP, "cgroup memory", "cgroup pids")]
@@ -232,3 +243,42 @@ def test_nothing_works_on_another_system():
     decision = for_spec(Spec(), seen, "skip")
     assert decision.action == "skip"
     assert "this is win32" in decision.text
+
+
+@pytest.fixture
+def three(pytester, monkeypatch):
+    """Items with the specs: no limit, net=False, none; on a machine without network namespaces."""
+    monkeypatch.setattr(doctor, "examine", lambda _: lacking(NET))
+    monkeypatch.setattr(doctor, "try_box", lambda _: "")
+    items = pytester.getitems("def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
+    specs = dict(zip(items, [Spec(), Spec(net="none"), None], strict=True))
+    for item, spec in specs.items():
+        if spec is not None:
+            item.stash[SPEC] = spec
+    return specs
+
+
+def test_a_test_that_cannot_have_its_box_is_skipped_with_the_reason_and_the_user_is_told(three):
+    plain, netless, _ = three
+    assert settle(three, Settings(unavailable="skip")) == [
+        f"sandbox: 1 test(s) are skipped: no box can be made here: {NET}"
+    ]
+    assert list(three.values()) == [Spec(), None, None]
+    assert SPEC in plain.stash
+    assert SPEC not in netless.stash
+    mark = netless.get_closest_marker("skip")
+    assert mark.kwargs["reason"].startswith("no box can be made here: network namespaces: ")
+
+
+def test_a_test_that_cannot_have_its_box_runs_plainly_when_asked_to_and_the_user_is_told(three):
+    _, netless, _ = three
+    (line,) = settle(three, Settings(unavailable="run"))
+    assert line.startswith("sandbox: 1 test(s) run without a box: no box can be made here: network namespaces: ")
+    assert SPEC not in netless.stash
+    assert netless.get_closest_marker("skip") is None
+
+
+def test_by_default_nothing_is_tried_ahead(three, monkeypatch):
+    monkeypatch.setattr(doctor, "survey", lambda _: pytest.fail("tried"))
+    assert settle(three, Settings()) == []
+    assert list(three.values()) == [Spec(), Spec(net="none"), None]

@@ -154,6 +154,15 @@ def test_the_controller_of_xdist_shows_and_writes_what_its_workers_measured(run,
     assert heavy["usage"]["memory_peak_bytes"] == 256 * MIB
 
 
+def test_notes_are_shown_once_collection_is_over(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    summary = reporting.Summary()
+    summary.notes.append("sandbox: 3 test(s) are skipped: no overlay")
+    pytester.makepyfile("def test_a(): pass")
+    result = pytester.runpytest_inprocess(plugins=[summary])
+    result.stdout.fnmatch_lines(["collected 1 item", "sandbox: 3 test(s) are skipped: no overlay", "*.py . *"])
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ memory, CPU and processes, and without a network.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -40,6 +41,9 @@ def main() -> int:
         source = download(Path(scratch))
         options = [word for limit in LIMITS for word in ("--sandbox-set", limit)]
         command = ["pytest", "-q", "--sandbox-all", *options, *sys.argv[1:]]
+        if shutil.which("less") is None:
+            print("less is not installed: the tests of the pager that run it are left out", flush=True)
+            command += ["-k", "not (test_echo_via_pager and less)"]
         print("$", *command, flush=True)
         return subprocess.run([sys.executable, "-m", *command], cwd=source, check=False).returncode
 

@@ -6,12 +6,14 @@ breaks this module and no other.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from _pytest._io import TerminalWriter
 from _pytest.fixtures import FixtureDef
 from _pytest.runner import SetupState, check_interactive_exception
 
@@ -346,6 +348,15 @@ def set_report_sections(item: pytest.Item, sections: Sequence[tuple[str, str]]) 
         item.add_report_section(when, key, text)
 
 
+def marked_text(longrepr: Any) -> str:
+    """What a longrepr shows on a terminal with colours."""
+    text = io.StringIO()
+    writer = TerminalWriter(text)
+    writer.hasmarkup = True
+    longrepr.toterminal(writer)
+    return text.getvalue().strip("\n")
+
+
 # --- reports that pytest's process makes itself ----------------------------------------------------------------
 
 
@@ -362,4 +373,3 @@ def merge_teardown(
         childs.outcome, childs.longrepr = ours.outcome, ours.longrepr
     else:
         childs.sections.append(("teardown of outer fixtures", str(ours.longrepr)))
-

@@ -13,6 +13,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_nsbox.internals import marked_text
+
 if TYPE_CHECKING:
     import socket
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_FRAME: Final = 1 << 30  # bytes; a longer length means that the test scribbled over our descriptor
 _LENGTH: Final = struct.Struct(">I")
+_TYPE_NAMES: Final = ("$report_type", "_report_type", "_subtest.context")
+_MARKED: Final = "nsbox_marked"
 
 Frame = dict[str, Any]
 
@@ -119,11 +123,31 @@ class Poller:
         self._poll.unregister(self._channel)
 
 
+class Text:
+    """A longrepr that pytest's hooks carry as mere text (a doctest's, an unknown fixture's), shown as it was.
+
+    A plain string would also turn up in the short summary, and lose the colours.
+    """
+
+    def __init__(self, plain: str, marked: str) -> None:
+        self._plain = plain
+        self._marked = marked
+
+    def __str__(self) -> str:
+        return self._plain
+
+    def toterminal(self, writer: Any) -> None:
+        """Print it."""
+        writer.line(self._marked if writer.hasmarkup else self._plain)
+
+
 def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
     """A report as plain data, through pytest's own serialisation hook."""
     data = config.hook.pytest_report_to_serializable(config=config, report=report)
     if data is None:
         raise TypeError(f"no plugin can serialise a {type(report).__name__}")
+    if isinstance(data.get("longrepr"), str) and hasattr(report.longrepr, "toterminal"):
+        data[_MARKED] = marked_text(report.longrepr)
     properties = data.get("user_properties")
     if properties:
         data["user_properties"] = [(name, _property_value(value)) for name, value in properties]
@@ -150,10 +174,12 @@ def _property_value(value: object) -> object:
 
 def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
     """The report that `report_to_data` described, with the tuples that JSON turned into lists."""
-    subtest = data.get("_subtest.context")
+    subtest, marked = data.get("_subtest.context"), data.pop(_MARKED, None)
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if report is None:
         raise TypeError(f"no plugin knows a report of type {data.get('$report_type')!r}")
+    for name in _TYPE_NAMES:  # for the hook alone; it leaves them on the report
+        report.__dict__.pop(name, None)
     report.location = tuple(report.location)
     report.sections = [tuple(section) for section in report.sections]
     report.user_properties = [tuple(pair) for pair in report.user_properties]
@@ -162,6 +188,8 @@ def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
         object.__setattr__(report.context, "kwargs", subtest["kwargs"])
     if isinstance(report.longrepr, list):
         report.longrepr = tuple(report.longrepr)
+    elif marked is not None and isinstance(report.longrepr, str):
+        report.longrepr = Text(report.longrepr, marked)
     return report  # type: ignore[no-any-return]
 
 

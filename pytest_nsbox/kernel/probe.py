@@ -381,8 +381,9 @@ def _why_no_controller(name: str, unified: bool) -> str:  # noqa: FBT001 - one c
         return f"the controller is disabled at boot; boot the kernel with cgroup_enable={name}"
     if unified:
         return (
-            f"{name} is not in cgroup.controllers here; echo +{name} > cgroup.subtree_control in the groups above, "
-            "or systemd-run --scope -p Delegate=yes pytest …"
+            f"{name} is not in cgroup.controllers: not passed on to this group, or not in the kernel; "
+            f"echo +{name} > cgroup.subtree_control in the groups above, or "
+            "systemd-run --scope -p Delegate=yes pytest …"
         )
     if name in enabled:
         point = f"/sys/fs/cgroup/{name}"

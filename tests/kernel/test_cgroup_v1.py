@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_nsbox.kernel.cgroup_node import Session
+from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.spec import Spec
-from tests.capabilities import require_cgroup_version
+from tests.capabilities import require, require_cgroup_version
 from tests.kernel.cgroups import limit, node_of, opened, run, started
 
 pytestmark = pytest.mark.needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
@@ -28,8 +29,8 @@ def views(node):
     return {view: Path(path) for view, path in node.views}
 
 
-@pytest.mark.needs("cgroup:cpuset")
 def test_a_cpuset_holds_the_cpus_and_the_nodes_of_its_parent_can_be_used(session):
+    require("cgroup:cpuset")
     last = max(os.sched_getaffinity(0))
     with node_of(session, Spec(cpuset=(last,))) as node:
         status, output = run(node, "import os; print(sorted(os.sched_getaffinity(0)), bytearray(1 << 20)[:0])")
@@ -37,10 +38,8 @@ def test_a_cpuset_holds_the_cpus_and_the_nodes_of_its_parent_can_be_used(session
         assert views(node)["cpuset"].joinpath("cpuset.mems").read_text().strip()
 
 
-@pytest.mark.needs("cgroup:cpuset")
 def test_cpus_that_the_machine_lacks_are_refused_by_name(session):
-    from pytest_nsbox.policy.errors import KernelError
-
+    require("cgroup:cpuset")
     with pytest.raises(KernelError, match=r"^write '4000' to /.*/cpuset\.cpus: "):
         session.make("box", [limit("cpuset", "cpuset.cpus", "4000")], None)
 
@@ -61,8 +60,8 @@ def test_the_attach_descriptors_are_the_tasks_files(session):
         assert not any(os.get_inheritable(fd) for fd in node.attach)
 
 
-@pytest.mark.needs("cgroup:freezer")
 def test_a_frozen_process_is_thawed_to_be_killed(session):
+    require("cgroup:freezer")
     node = session.make("box", [limit("freezer", "freezer.state", "THAWED")], None)
     with started(node, "sleep", "600") as process:
         views(node)["freezer"].joinpath("freezer.state").write_text("FROZEN")

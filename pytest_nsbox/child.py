@@ -63,6 +63,7 @@ class Child:
         self._failed_subtests = self._count_failed_subtests()
         self._stops = self._read_stops()
         self._measured: Measured | None = None
+        self._random_state: Any = None
         self._finishing = False
 
     # --- at the fork
@@ -76,6 +77,7 @@ class Child:
             self._send_and_exit("failed", text=f"{type(error).__name__}: {error}")
         # os.fork made every child's generator start anew; a plain run carries on with one sequence
         random.setstate(random_state)
+        self._random_state = random_state
         internals.keep_only_item_in_child(self.item)
         inherited.guard_popen()
         if self._records_warnings:
@@ -96,6 +98,8 @@ class Child:
         """Send a report that something logged besides the phases' (subtests, plugins)."""
         if report is not self.last_report:
             self.channel.send("log", report=self._serialise(report))
+            if self._lockstep_output:
+                self.await_go()
 
     def await_go(self) -> None:
         """Wait until pytest has printed what it knows: its output and ours go to one terminal."""
@@ -153,6 +157,9 @@ class Child:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             _flush()
             fields.update(self._left_by_phase())
+            state = random.getstate()
+            if state != self._random_state:
+                fields["random"] = state
             if self._measured is not None:
                 fields["coverage"] = self._measured.collect()
             self._send_and_exit(kind, **fields)

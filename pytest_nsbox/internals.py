@@ -348,6 +348,21 @@ def set_report_sections(item: pytest.Item, sections: Sequence[tuple[str, str]]) 
         item.add_report_section(when, key, text)
 
 
+def drop_own_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Take this plugin's hidden frames out of a traceback.
+
+    Hidden is not enough: where all frames but pytest's are hidden, pytest shows its own, unless there are others.
+    """
+    package = os.path.dirname(__file__)
+    previous = excinfo.tb
+    while (frame := previous.tb_next) is not None:
+        code, variables = frame.tb_frame.f_code, frame.tb_frame.f_locals
+        if code.co_filename.startswith(package) and "__tracebackhide__" in variables:
+            previous.tb_next = frame.tb_next
+        else:
+            previous = frame
+
+
 def marked_text(longrepr: Any) -> str:
     """What a longrepr shows on a terminal with colours."""
     text = io.StringIO()

@@ -223,7 +223,12 @@ class Lockstep:
         """Stands in for the item's ``setup()``: outer fixtures here, the rest in the child."""
         __tracebackhide__ = True
         item = attempt.item
-        self._set_up_outer_fixtures(item)
+        try:
+            self._set_up_outer_fixtures(item)
+        except (Exception, pytest.skip.Exception, pytest.fail.Exception):
+            # The item's own set-up meets the same failure, after what its teardown counts on (unittest's does).
+            ordinary()
+            raise
         attempt.box = self._boxes.acquire(item, attempt.spec)
         if self._fork(attempt):
             ordinary()
@@ -318,6 +323,8 @@ class Lockstep:
 
     def _makereport(self, caller: HookCaller, kwargs: dict[str, Any]) -> pytest.TestReport:
         attempt, call = self._attempt(kwargs["item"]), kwargs["call"]
+        if call.excinfo is not None:
+            internals.drop_own_frames(call.excinfo)
         if attempt is None:
             return caller(**kwargs)  # type: ignore[no-any-return]
         if attempt.child is not None:
@@ -445,6 +452,8 @@ class Lockstep:
                 self._say_go(attempt)
         elif kind == "log":
             attempt.item.ihook.pytest_runtest_logreport(report=report_from_data(self.config, frame["report"]))
+            if self._output_in_step:
+                self._say_go(attempt)
         elif kind == "ask":
             self._answer(attempt, frame["what"])
         elif kind == "pdb":
@@ -475,6 +484,8 @@ class Lockstep:
             internals.replay_warning(warning_from_data(data))
         for name, value in frame.get("attributes", {}).items():
             setattr(item, name, value)
+        if "random" in frame:
+            _set_random_state(frame["random"])
         for name, value in frame.get("testsuite_properties", ()):
             internals.testsuite_properties(self.config).append((name, value))
         if "failed_subtests" in frame:
@@ -543,3 +554,12 @@ def _flush_terminal(config: pytest.Config) -> None:
                 stream.flush()
             except (OSError, ValueError):  # closed by a test that ran without a box
                 pass
+
+
+def _set_random_state(state: Any) -> None:
+    """Carry on where the test left the generator, as one process would."""
+    try:
+        version, numbers, gauss = state
+        random.setstate((version, tuple(numbers), gauss))
+    except (TypeError, ValueError, OverflowError):  # the test's bytes: they may be anything
+        pass

@@ -100,7 +100,7 @@ class SessionV1(Session):
             for hierarchy, group in groups:
                 group.make()
                 made.append(group)
-                _prepare(hierarchy, group)
+                _fill_cpuset(hierarchy, group)
             for write in writes:
                 write_limit(by_controller[write.controller], write)
             if owner is not None:
@@ -138,10 +138,11 @@ class SessionV1(Session):
             try:
                 make_parents(chain)
                 for above in chain:
-                    _prepare(hierarchy, above)
+                    _fill_cpuset(hierarchy, above)
                 group.make()
                 made.append(group)
-                _prepare(hierarchy, group)
+                _fill_cpuset(hierarchy, group)
+                _count_nested_groups(hierarchy, group)
                 break
             except KernelError as error:
                 # Another session was the last in this parent and removed it under us.
@@ -167,14 +168,19 @@ class SessionV1(Session):
                 )
 
 
-def _prepare(hierarchy: Hierarchy, group: Group) -> None:
-    """Write what a new group lacks to be usable at all."""
+def _fill_cpuset(hierarchy: Hierarchy, group: Group) -> None:
+    """Give a new cpuset what its parent has: without a CPU and a memory node nobody can enter it."""
     if "cpuset" in hierarchy.controllers:
-        # A new cpuset has no CPU and no memory node, and nobody can enter it.
         parent = Group(group.path.rpartition("/")[0], group.files)
         for file in ("cpuset.cpus", "cpuset.mems"):
             if not (group.read(file) or "").strip():
                 group.write(file, (parent.read(file) or "").strip())
+
+
+def _count_nested_groups(hierarchy: Hierarchy, group: Group) -> None:
+    """Have memory of groups inside count here too, and in the groups that are made inside, which inherit it.
+
+    The kernel does so by itself since 5.11; before, a nested group slips out of the box's limit.
+    """
     if "memory" in hierarchy.controllers and group.read("memory.use_hierarchy") == "0\n":
-        # Before 5.11 a nested group counts apart, and so slips out of the box's limit.
         group.write("memory.use_hierarchy", "1")

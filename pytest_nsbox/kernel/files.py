@@ -31,7 +31,9 @@ def make_directory(path: str, mode: int = 0o755, at: int | None = None) -> None:
 
 def make_file(path: str, at: int | None = None) -> None:
     """Make an empty file."""
-    os.close(attempt("create", path, os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=at))
+    os.close(
+        attempt("create", path, os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=at)
+    )
 
 
 def make_device(path: str, major: int, minor: int, at: int | None = None) -> None:
@@ -44,13 +46,15 @@ def make_link(path: str, to: str, at: int | None = None) -> None:
     attempt("symlink", path, os.symlink, to, path, dir_fd=at)
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str, at: int | None = None) -> int:
     """Open a directory for use as a starting point."""
-    return attempt("open", path, os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return attempt("open", path, os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
 
 
 def remove_tree(path: str) -> None:
-    """Remove `path` and all below it; what is gone already is no error. Everything is tried; the first error is raised at the end."""
+    """Remove `path` and all below it; what is gone already is no error. Everything is tried; the first error is raised
+    at the end.
+    """
     first: KernelError | None = None
     try:
         with os.scandir(path) as entries:

@@ -1,7 +1,7 @@
 """The only user of ctypes: raw system calls that Python has no function for.
 
-Everything here returns what the kernel returned or raises KernelError. PyDLL keeps the GIL during a call: none of these calls
-blocks for long, and no other Python thread may run between the two setns calls around pytest's fork.
+Everything here returns what the kernel returned or raises KernelError. PyDLL keeps the GIL during a call: none of these
+calls blocks for long, and no other Python thread may run between the two setns calls around pytest's fork.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SYS_MOVE_MOUNT = 429
 SYS_FSOPEN = 430
 SYS_FSCONFIG = 431
 SYS_FSMOUNT = 432
+SYS_FSPICK = 433
 SYS_CLONE3 = 435
 SYS_CLOSE_RANGE = 436
 SYS_OPENAT2 = 437

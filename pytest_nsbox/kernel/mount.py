@@ -1,4 +1,5 @@
-"""Mounts, by descriptors. Source: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2), openat2(2), pivot_root(2).
+"""Mounts, by descriptors. Source: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2),
+openat2(2), pivot_root(2).
 
 A mount is made or cloned detached, gets its attributes, and only then a place: nobody can see it half-made.
 """
@@ -25,7 +26,6 @@ _IDMAP = 0x00100000
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
-_AT_SYMLINK_NOFOLLOW = 0x100
 
 _OPEN_TREE_CLONE = 0x1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
@@ -34,6 +34,9 @@ _FSMOUNT_CLOEXEC = 0x1
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
+_FSCONFIG_CMD_RECONFIGURE = 7
+_FSPICK_CLOEXEC = 0x1
+_FSPICK_EMPTY_PATH = 0x8
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -47,7 +50,9 @@ _MS_UNBINDABLE = 1 << 17
 _EMPTY = libc.Buffer(b"")
 
 
-def new_mount(fstype: str, options: Sequence[tuple[str, str | None]] = (), attributes: int = 0, target: str = "") -> int:
+def new_mount(
+    fstype: str, options: Sequence[tuple[str, str | None]] = (), attributes: int = 0, target: str = ""
+) -> int:
     """Make a file system of type `fstype` and return its detached mount as a descriptor.
 
     options  (key, value); value None for a flag
@@ -88,14 +93,16 @@ def _with_reason(fs: int, target: str) -> str:
     return f"{target} ({'; '.join(reasons)})" if reasons else target
 
 
-def clone_tree(path: str, recursive: bool = False, at: int = _AT_FDCWD, follow: bool = True) -> int:
-    """Clone the mount that `path` lies on, rooted at `path` (recursive: with the mounts below it); return it detached, as a descriptor.
+def clone_tree(path: str, *, recursive: bool = False, at: int = _AT_FDCWD) -> int:
+    """Clone the mount that `path` lies on, rooted at `path` (recursive: with the mounts below it); return it detached,
+    as a descriptor.
 
     An empty path with `at` clones what the descriptor `at` is open on.
     """
     name = libc.Buffer(os.fsencode(path))
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
-    flags |= 0 if follow else _AT_SYMLINK_NOFOLLOW
+    flags = (
+        _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
+    )
     return libc.syscall("open_tree", path or _name_of(at), libc.SYS_OPEN_TREE, at, name.address, flags)
 
 
@@ -108,10 +115,13 @@ def attach(mount: int, target: str, at: int = _AT_FDCWD) -> None:
     )
 
 
-def set_attributes(mount: int, add: int = 0, remove: int = 0, idmap: int | None = None, recursive: bool = False, target: str = "") -> None:
+def set_attributes(
+    mount: int, add: int = 0, remove: int = 0, *, idmap: int | None = None, recursive: bool = False, target: str = ""
+) -> None:
     """Change attributes of `mount` (a descriptor of its root).
 
-    idmap  descriptor of a user namespace: ids of files are shown through its map; only on a mount that was never attached
+    idmap  descriptor of a user namespace: ids of files are shown through its map; only on a mount that was never
+           attached
     """
     if idmap is not None:
         add |= _IDMAP
@@ -120,23 +130,43 @@ def set_attributes(mount: int, add: int = 0, remove: int = 0, idmap: int | None 
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     call = "mount_setattr" if idmap is None else "mount_setattr idmap"
     libc.syscall(
-        call, target or _name_of(mount), libc.SYS_MOUNT_SETATTR, mount, _EMPTY.address, flags, attributes.address, attributes.size
+        call,
+        target or _name_of(mount),
+        libc.SYS_MOUNT_SETATTR,
+        mount,
+        _EMPTY.address,
+        flags,
+        attributes.address,
+        attributes.size,
     )
 
 
 def make_private(path: str) -> None:
-    """Stop mounts and unmounts at and below `path` from reaching other mount namespaces, and theirs from reaching us."""
+    """Keep mounts and unmounts at and below `path` to our mount namespace, and those of others out of it."""
     libc.call("mount", f"private {path}", None, os.fsencode(path), None, _MS_REC | _MS_PRIVATE, None)
 
 
 def make_unbindable(path: str) -> None:
-    """Keep the mount at `path`, with what is mounted below it, out of every recursive clone of what lies above."""
+    """Keep the mount at `path`, and what is mounted below it, out of every recursive clone of what lies above."""
     libc.call("mount", f"unbindable {path}", None, os.fsencode(path), None, _MS_UNBINDABLE, None)
 
 
 def detach(path: str) -> None:
     """Unmount all that is mounted on and below `path`, at once for lookups, for good when its last user is gone."""
     libc.call("umount2", path, os.fsencode(path), _MNT_DETACH)
+
+
+def forget_lookups(mount: int, target: str = "") -> None:
+    """Make the file system of `mount` forget every name that it looked up and nobody uses: a reconfiguration that
+    changes nothing does that.
+
+    So an overlay whose lower files changed under it shows them as they are.
+    """
+    fs = libc.syscall("fspick", target, libc.SYS_FSPICK, mount, _EMPTY.address, _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
+    try:
+        libc.syscall("fsconfig", target, libc.SYS_FSCONFIG, fs, _FSCONFIG_CMD_RECONFIGURE)
+    finally:
+        os.close(fs)
 
 
 def pivot_here() -> None:
@@ -149,7 +179,7 @@ def pivot_here() -> None:
 
 
 def open_in(root: int, path: str, flags: int = os.O_PATH) -> int:
-    """Open `path` as a process with root directory `root` would: neither ".." nor an absolute symlink leads out of it."""
+    """Open `path` as a process with root `root` would: neither ".." nor an absolute symlink leads out of it."""
     name = libc.Buffer(os.fsencode(path.lstrip("/") or "."))
     # struct open_how: flags, mode, resolve
     how = libc.Buffer(struct.pack("=3Q", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS))

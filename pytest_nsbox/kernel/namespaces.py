@@ -1,4 +1,6 @@
-"""Namespaces: flags, leaving, entering, and the id maps of a user namespace. Source: namespaces(7), user_namespaces(7), time_namespaces(7)."""
+"""Namespaces: flags, leaving, entering, and the id maps of a user namespace. Source: namespaces(7), user_namespaces(7),
+time_namespaces(7).
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def write_proc(path: str, content: str) -> None:
 def read_id_map(pid: int | str = "self") -> tuple[tuple[int, int, int], ...]:
     """Return the uid map of process `pid`: rows of first id inside, first id outside, number of ids."""
     with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
-        return tuple((int(inside), int(outside), int(count)) for inside, outside, count in (line.split() for line in file))
+        return tuple(
+            (int(inside), int(outside), int(count)) for inside, outside, count in (line.split() for line in file)
+        )
 
 
 def set_clock_offsets(monotonic: float, boottime: float) -> None:

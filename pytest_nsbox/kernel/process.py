@@ -1,9 +1,12 @@
-"""Processes: clone3, pidfds, prctl, ids and capabilities of a thread. Source: clone(2), pidfd_open(2), prctl(2), capabilities(7)."""
+"""Processes: clone3, pidfds, prctl, ids and capabilities of a thread. Source: clone(2), pidfd_open(2), prctl(2),
+capabilities(7).
+"""
 
 from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from signal import SIGCHLD, SIGKILL, pidfd_send_signal
 
 from pytest_nsbox.kernel import libc
@@ -20,7 +23,8 @@ CAP_SYS_ADMIN = 21
 def clone3(flags: int) -> tuple[int, int]:
     """Fork, the child in new namespaces of the kinds in `flags`; return (pid, pidfd), in the child (0, -1).
 
-    The child must use nothing that Python's own fork would have repaired (threads, at-fork handlers) and must leave by os._exit.
+    The child must use nothing that Python's own fork would have repaired (threads, at-fork handlers) and must leave by
+    os._exit.
     """
     pidfd = libc.Buffer(struct.pack("=i", -1))
     # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
@@ -33,10 +37,8 @@ def clone3(flags: int) -> tuple[int, int]:
 
 def kill(pidfd: int) -> None:
     """Kill the process of `pidfd`; one that is gone is no error."""
-    try:
+    with suppress(ProcessLookupError):
         pidfd_send_signal(pidfd, SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def reap(pidfd: int) -> bool:
@@ -56,7 +58,7 @@ def die_with_parent() -> None:
     libc.call("prctl", "PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, int(SIGKILL), 0, 0, 0)
 
 
-def set_dumpable(dumpable: bool) -> None:
+def set_dumpable(*, dumpable: bool) -> None:
     """Allow or forbid other processes of our ids to look into us (ptrace, /proc/PID/*)."""
     libc.call("prctl", "PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
@@ -75,13 +77,15 @@ def become(uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
         ("setresuid", str(uid), os.setresuid, (uid, uid, uid)),
     ):
         try:
-            function(*arguments)  # type: ignore[operator]  # three signatures in one table
+            function(*arguments)
         except OSError as error:
             raise KernelError(call, target, error.errno or 0) from None
 
 
 def set_fs_ids(uid: int, gid: int) -> None:
-    """Set the ids that files are made and accessed with, and keep the capabilities that the kernel takes away with fsuid 0."""
+    """Set the ids that files are made and accessed with, and keep the capabilities that the kernel takes away with
+    fsuid 0.
+    """
     libc.call("setfsuid", str(uid), uid)
     libc.call("setfsgid", str(gid), gid)
 
@@ -96,7 +100,7 @@ def has_capability(number: int) -> bool:
 
 
 class Capabilities:
-    """The capability sets of this thread as they were when this object was made, to be put back after a change of ids."""
+    """The capability sets of this thread as they were when this was made, to be put back after a change of ids."""
 
     def __init__(self) -> None:
         # _LINUX_CAPABILITY_VERSION_3, pid 0 = this thread; two words each of effective, permitted, inheritable.

@@ -6,8 +6,32 @@ from pytest_nsbox.policy.record import record
 
 # File systems without files of their own: a view of the kernel, or of a daemon that answers only its owner.
 _PSEUDO = frozenset(
-    """autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nfsd nsfs proc
-    pstore ramfs rpc_pipefs securityfs selinuxfs smackfs sysfs tracefs""".split()
+    [
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "smackfs",
+        "sysfs",
+        "tracefs",
+    ]
 )
 
 
@@ -76,7 +100,7 @@ def _found_at(path: str, at: Mounted, children: dict[int, list[Mounted]]) -> Mou
 
 def is_within(path: str, directory: str) -> bool:
     """Say if `path` is `directory` or lies below it; both absolute and tidy."""
-    return path == directory or directory == "/" or path.startswith(directory + "/")
+    return directory in (path, "/") or path.startswith(directory + "/")
 
 
 def _unescape(field: str) -> str:

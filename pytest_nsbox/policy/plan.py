@@ -1,13 +1,16 @@
-"""What must be done to make a box, as data: a Spec and the host's facts become operations, in order. Nothing here touches the system.
+"""What must be done to make a box, as data: a Spec and the host's facts become operations, in order. Nothing here
+touches the system.
 
-`tree` is performed by the warden before the box exists: it builds the box's root. `init` is performed by the box's first process, inside its
-namespaces. `late` is performed when the box is handed out, since the host may have changed since it was made.
+`tree` is performed by the warden: it builds the root of a box, or of several, one after the other. `init` is performed
+by the box's first process, inside its namespaces. What of the host may come and go (listening sockets, shared paths) is
+in no plan: see warden/late.py.
 """
 
 from __future__ import annotations
 
-from pytest_nsbox.policy.hostmounts import is_within
+from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import keyword_record, record
+from pytest_nsbox.policy.users import find_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,23 +61,23 @@ class HostFacts:
 
     mode     "shifted" (host id 0 is not mapped into boxes), "identity" (it is) or "nested" (we are in a box ourselves)
     mounts   those to be shown in boxes, "/" first
-    shared   paths bound read-write into every box
     time_ns  whether the kernel has time namespaces
+    passwd, group  texts of those files of /etc
     """
 
     mode: str = "shifted"
     mounts: tuple[HostMount, ...] = ()
-    shared: tuple[str, ...] = ()
     time_ns: bool = True
+    passwd: str = ""
+    group: str = ""
 
 
 @record
 class Overlay:
-    """A copy-on-write view of host mount `number` at `target`; what is written goes to `layer`, a directory of the box's scratch."""
+    """A copy-on-write view of host mount `number` at `target`."""
 
     number: int
     target: str
-    layer: str
 
 
 @record
@@ -88,17 +91,20 @@ class ShowMount:
 
 @record
 class Bind:
-    """`source` of the host (kind "volume": of the session's volume of that name) at `target`."""
+    """`source` of the host (kind "volume": the session's volume of that name) at `target`; `shared` if the test's user
+    is to own it.
+    """
 
     source: str
     target: str
     readonly: bool
     kind: str = "bind"
+    shared: bool = False
 
 
 @record
 class MountTmpfs:
-    """A new tmpfs."""
+    """A new tmpfs; `devices` for the box's /dev."""
 
     target: str
     size: int | None
@@ -178,41 +184,64 @@ class SetClocks:
     boottime: float
 
 
-TreeOp: TypeAlias = "Overlay | ShowMount | Bind | MountTmpfs | MakeDevice | MakeLink | MakeDirectory | ShowSysfs | ShowCgroups | SetReadonly"
-InitOp: TypeAlias = "MountOwn | SetHostname | LoopbackUp | SetClocks"
+TreeOp: TypeAlias = (
+    "Overlay | ShowMount | Bind | MountTmpfs | MakeDevice | MakeLink | MakeDirectory | ShowSysfs | SetReadonly"
+)
+InitOp: TypeAlias = "MountOwn | ShowCgroups | SetHostname | LoopbackUp | SetClocks"
 
 
 @record
 class Plan:
-    """Operations in order, and the kinds of namespaces (names of the files below /proc/PID/ns) that the box has of its own.
+    """Operations in order, and the kinds of namespaces (names of the files below /proc/PID/ns) that the box has of its
+    own.
 
-    disk   bytes that all layers together may take, or None for no limit
+    disk      bytes that all layers together may take, or None for no limit
+    shifted   whether the layers are written as the id that is root in boxes
+    sockets   whether the host's unix sockets can be reached
+    reusable  whether a tree that was left unchanged can serve another box
+    user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
     """
 
     tree: tuple[TreeOp, ...]
     init: tuple[InitOp, ...]
     namespaces: tuple[str, ...]
     disk: int | None = None
+    shifted: bool = True
+    sockets: bool = True
+    reusable: bool = True
+    user: tuple[int, int] | None = None
 
 
 def make_plan(spec: Spec, host: HostFacts) -> Plan:
-    """Return the plan of a box of `spec` on this host."""
+    """Return the plan of a box of `spec` on this host. Raises BoxFailed for what the host does not have."""
     own_net = spec.net == "none"
-    layers = [
-        Overlay(mount.number, mount.target, str(mount.number))
+    if spec.clock and not host.time_ns:
+        raise BoxFailed("clock: this kernel has no time namespaces (CONFIG_TIME_NS, Linux 5.6)")
+    user = find_user(spec.user, host.passwd, host.group) if spec.user is not None else None
+    layers: list[Overlay | ShowMount] = [
+        Overlay(mount.number, mount.target)
         if mount.writable
         else ShowMount(mount.number, mount.target, mount.directory)
         for mount in host.mounts
     ]
-    tree: list[TreeOp] = [*layers, *_devices(), ShowSysfs(own_net), ShowCgroups()]
-    tree += [Bind(path, path, readonly=False) for path in _outermost(host.shared)]
+    tree: list[TreeOp] = [*layers, *_devices(), ShowSysfs(own_net)]
     # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
     mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
     mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]
-    tree += sorted(mounts, key=lambda op: op.target.count("/"))
+    mounts.sort(key=lambda op: op.target.count("/"))
+    tree += mounts
     if spec.readonly:
         tree += [SetReadonly(op.target) for op in layers if isinstance(op, Overlay)]
-    return Plan(tuple(tree), tuple(_init(spec, own_net)), _namespaces(spec, host, own_net), spec.disk)
+    return Plan(
+        tuple(tree),
+        tuple(_init(spec, own_net=own_net)),
+        _namespaces(spec, host, own_net=own_net),
+        spec.disk,
+        shifted=not spec.privileged,
+        sockets=not own_net,
+        reusable=spec.disk is None and not spec.tmpfs and not spec.privileged,
+        user=(user.uid, user.gid) if user is not None and user.uid != 0 else None,
+    )
 
 
 def _devices() -> list[TreeOp]:
@@ -223,7 +252,7 @@ def _devices() -> list[TreeOp]:
     return made
 
 
-def _init(spec: Spec, own_net: bool) -> list[InitOp]:
+def _init(spec: Spec, *, own_net: bool) -> list[InitOp]:
     ops: list[InitOp] = []
     if own_net:
         ops.append(LoopbackUp())
@@ -238,24 +267,17 @@ def _init(spec: Spec, own_net: bool) -> list[InitOp]:
     ops.append(MountOwn("mqueue", "/dev/mqueue"))
     if own_net:
         ops.append(MountOwn("sysfs", "/sys", readonly=True))
+    ops.append(ShowCgroups())
     return ops
 
 
-def _namespaces(spec: Spec, host: HostFacts, own_net: bool) -> tuple[str, ...]:
+def _namespaces(spec: Spec, host: HostFacts, *, own_net: bool) -> tuple[str, ...]:
     kinds = ["mnt", "uts", "ipc", "pid"]
     if not spec.privileged:
         kinds.insert(0, "user")
     if own_net:
         kinds.append("net")
-    if host.time_ns:
+    if host.time_ns and not spec.clock:
+        # With offsets the init makes one of its own: they can only be set while it is empty.
         kinds.append("time")
     return tuple(kinds)
-
-
-def _outermost(paths: tuple[str, ...]) -> list[str]:
-    """Leave out paths that lie within others; the order stays."""
-    kept: list[str] = []
-    for path in paths:
-        if path not in kept and not any(other != path and is_within(path, other) for other in paths):
-            kept.append(path)
-    return kept

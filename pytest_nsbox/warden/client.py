@@ -17,24 +17,25 @@ Nothing here uses threads; all of it belongs to one thread of pytest.
 from __future__ import annotations
 
 import _socket
-import os
 import sys
 
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import keyword_record, record
+from pytest_nsbox.real import os
 from pytest_nsbox.warden import messages as m
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import NoReturn, TypeVar
 
     from pytest_nsbox.policy.spec import Spec
 
     M = TypeVar("M")
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
+)
 
 
 @keyword_record
@@ -93,7 +94,7 @@ class Warden:
 
     @classmethod
     def start(cls, config: SessionConfig) -> Warden:
-        """Start a warden and return at once; it gets ready while pytest goes on. OSError if no process can be started."""
+        """Start a warden and return at once; it gets ready while pytest goes on. OSError if it cannot be started."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         try:
@@ -133,7 +134,7 @@ class Warden:
         if not self._configured:
             config = self._config
             shared = (*([config.base_temp] if config.base_temp else []), *config.rw_paths, *config.shared_paths)
-            self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, shared, config.rootdir))
+            self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, shared, config.pool))
             self._configured = True
         self._number += 1
         self._channel.send(m.Make(self._number, key.to_json()))
@@ -173,10 +174,23 @@ class Warden:
                 return
 
     def ask(self, request: m.Request, kind: type[M]) -> M:
-        """Send `request`, wait for its answer and return it, or raise BoxFailed with what the warden says against it."""
+        """Send `request`, wait for its answer and return it; BoxFailed with what the warden says against it."""
+        self.tell(request)
+        return self.answer(request.number, kind)  # type: ignore[union-attr]  # every request that is answered has one
+
+    def tell(self, request: m.Request) -> None:
+        """Send `request`; `answer` waits for what comes back. Raises BoxFailed if the warden is gone."""
         try:
             self._channel.send(request)
-            answer, _ = self._wait(request.number)  # type: ignore[union-attr]  # every request that is answered has one
+        except OSError as error:
+            self._died(str(error))
+
+    def answer(self, number: int, kind: type[M]) -> M:
+        """Wait for the answer to request `number` and return it, or raise BoxFailed with what the warden says against
+        it.
+        """
+        try:
+            answer, _ = self._wait(number)
         except OSError as error:
             self._died(str(error))
         return m.expect(answer, kind)
@@ -205,7 +219,9 @@ class Warden:
         raise BoxFailed(f"the warden (process {self.pid}) is gone, and all its boxes with it: {reason}") from None
 
     def close(self, patience: float = 15.0) -> tuple[str, ...]:
-        """End every box and the warden; return when nothing is left, with what could not be removed. A second call does nothing."""
+        """End every box and the warden; return when nothing is left, with what could not be removed. A second call does
+        nothing.
+        """
         if self.pid < 0 or os.getpid() != self._owner:
             return ()
         problems: tuple[str, ...] = ()
@@ -220,8 +236,8 @@ class Warden:
         self.pid = -1
         return problems
 
-    def close_in_child(self, keep: Sequence[int] = ()) -> None:
-        """Close every descriptor of ours but `keep`: in a forked child they would keep the warden alive, or open other boxes."""
+    def close_in_child(self) -> None:
+        """Close every descriptor of ours: in a forked child they would keep the warden alive, or open other boxes."""
         self._channel.close()
         for _, fds in self._answers.values():
             for fd in fds:
@@ -254,9 +270,12 @@ class Box:
         self._namespaces = made.namespaces
         self._warden = warden
         self._cwd: str | None = None
+        self._releasing: int | None = None
 
     def before_fork(self) -> None:
-        """Make our next child be born in the box's pid namespace. No thread may be started until `after_fork_in_parent`."""
+        """Make our next child be born in the box's pid namespace. No thread may be started until
+        `after_fork_in_parent`.
+        """
         namespaces.setns(self.pidfd, namespaces.NEWPID)
 
     def after_fork_in_parent(self) -> None:
@@ -266,7 +285,8 @@ class Box:
     def enter(self) -> None:
         """In the forked child, while it has one thread: go into the box. Raises KernelError; then the child must end.
 
-        Closes every descriptor of the warden's. Afterwards the process is root of the box, and its working directory the box's "/".
+        Closes every descriptor of the warden's. Afterwards the process is root of the box, and its working directory
+        the box's "/".
         """
         self._cwd = _working_directory()
         for fd in self.attach:
@@ -282,7 +302,7 @@ class Box:
         if self._namespaces & namespaces.NEWUSER:
             process.become(0, 0)
             # Taken away by the change of ids; without it the test could not read its own /proc/self.
-            process.set_dumpable(True)
+            process.set_dumpable(dumpable=True)
         self._close_fds()
         self._warden.close_in_child()
 
@@ -320,13 +340,25 @@ class Box:
         answer = self._warden.ask(m.Compare(self._warden.next_number(), self.name), m.Changes)
         return [(kind, path) for kind, path in answer.changes]
 
+    def begin_release(self) -> None:
+        """Ask the warden for `release` without waiting for its answer; its work goes on meanwhile."""
+        if self._releasing is None:
+            number = self._warden.next_number()
+            request = m.Release(number, self.name, self.spec.artifacts, "", self.spec.workdir or "/")
+            self._releasing = number
+            try:
+                self._warden.tell(request)
+            finally:
+                self._close_fds()
+
     def release(self) -> Released:
-        """Give the box back: kill what is left in it and return what it used. The child of ours must have been reaped."""
-        request = m.Release(self._warden.next_number(), self.name, self.spec.artifacts, "", self.spec.workdir or "/")
-        try:
-            answer = self._warden.ask(request, m.Released)
-        finally:
-            self._close_fds()
+        """Give the box back: kill what is left in it and return what it used.
+
+        The box's last process ends only when its child of ours is reaped; that may be later.
+        """
+        self.begin_release()
+        assert self._releasing is not None
+        answer = self._warden.answer(self._releasing, m.Released)
         return Released(answer.texts, answer.files_changed, answer.artifacts, answer.problems)
 
     def _close_fds(self) -> None:

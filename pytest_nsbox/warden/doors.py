@@ -1,4 +1,6 @@
-"""Every way to the kernel that making a box takes, in one object: tests put one in its place that fails at the n-th call."""
+"""Every way to the kernel that making a box takes, in one object: tests put one in its place that fails at the n-th
+call.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ class Doors:
     detach = staticmethod(mount.detach)
     pivot_here = staticmethod(mount.pivot_here)
     open_in = staticmethod(mount.open_in)
+    forget_lookups = staticmethod(mount.forget_lookups)
 
     # Namespaces.
     unshare = staticmethod(namespaces.unshare)

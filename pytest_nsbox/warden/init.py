@@ -1,7 +1,8 @@
-"""Process 1 of a box: sets up what must be done inside its namespaces, then only reaps and waits for the warden to hang up.
+"""Process 1 of a box: sets up what must be done inside its namespaces, then only reaps and waits for the warden to hang
+up.
 
-It is a fork of the warden (a fresh interpreter would take ten times as long) and must not run any of the warden's code again: the only way
-out is os._exit.
+It is a fork of the warden (a fresh interpreter would take ten times as long) and must not run any of the warden's code
+again: the only way out is os._exit.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import os
 import signal
 
-from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
-from pytest_nsbox.policy import plan as plans
+from pytest_nsbox.kernel.namespaces import NEWTIME
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.plan import LoopbackUp, MountOwn, SetClocks, SetHostname
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,19 +25,26 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.warden.doors import Doors
 
+    Views = tuple[tuple[str, str], ...]
+
 GO = b"g"
 READY = b"r"
+_CGROUPS = "/sys/fs/cgroup"
 
 
-def run(doors: Doors, plan: Plan, control: int, flags: int) -> NoReturn:
-    """Be the init until the other end of `control` is closed or somebody kills us."""
+def run(doors: Doors, plan: Plan, control: int, place: str, views: Views) -> NoReturn:
+    """Be the init until the other end of `control` is closed or somebody kills us.
+
+    place  the tree that becomes our root, relative to our working directory
+    views  (name, path) of the box's own cgroups, to be shown below /sys/fs/cgroup
+    """
     try:
         try:
-            _prepare(doors, plan, control, flags)
+            _prepare(doors, plan, control, place, views)
             report = READY
         except KernelError as error:
             report = json.dumps([error.call, error.target[:1000], error.errno]).encode()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # it must not run on in the warden's code
             report = json.dumps(["start init", f"({type(error).__name__}: {error})"[:1000], errno.EIO]).encode()
         os.write(control, report)
         os.read(control, 1)
@@ -44,59 +53,61 @@ def run(doors: Doors, plan: Plan, control: int, flags: int) -> NoReturn:
 
 
 def failure(report: bytes) -> KernelError | BoxFailed:
-    """Return the error that an init told, instead of READY; nothing at all if it ended before it could."""
+    """Return the error that an init told instead of READY (nothing at all if it ended before it could)."""
     if not report:
         return BoxFailed("the first process of the box ended before the box was ready")
     call, target, number = json.loads(report)
     return KernelError(call, target, number)
 
 
-def _prepare(doors: Doors, plan: Plan, control: int, flags: int) -> None:
+def _prepare(doors: Doors, plan: Plan, control: int, place: str, views: Views) -> None:
     # Orphans of the box that end are reaped by the kernel itself.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # Above all the warden's own end of the control socket: its client must see when the warden is gone.
     doors.close_all_but((control,))
     process.set_name("nsbox-init")
     for op in plan.init:
-        if isinstance(op, plans.LoopbackUp):
+        if isinstance(op, LoopbackUp):
             doors.loopback_up()
-        elif isinstance(op, plans.SetHostname):
+        elif isinstance(op, SetHostname):
             doors.set_hostname(op.name)
-    tree = doors.clone_tree("root", recursive=True)
+    tree = doors.clone_tree(place, recursive=True)
     # The copy on top of itself: its root, unlike the locked original, can be pivoted to.
-    doors.attach(tree, "root")
+    doors.attach(tree, place)
     if os.read(control, 1) != GO:
         os._exit(0)
-    if flags & namespaces.NEWUSER:
+    if plan.shifted:
         doors.become(0, 0)
     for op in plan.init:
-        if isinstance(op, plans.SetClocks):
-            doors.unshare(namespaces.NEWTIME)
+        if isinstance(op, SetClocks):
+            doors.unshare(NEWTIME)
             doors.set_clock_offsets(op.monotonic, op.boottime)
-    _enter_root(doors, plan, tree)
+    _enter_root(doors, plan, tree, views)
     # Only now: every change of ids takes both back.
     doors.die_with_parent()
-    doors.set_dumpable(False)
+    doors.set_dumpable(dumpable=False)
 
 
-def _enter_root(doors: Doors, plan: Plan, tree: int) -> None:
+def _enter_root(doors: Doors, plan: Plan, tree: int, views: Views) -> None:
     """Mount what belongs to our namespaces and make `tree` our root.
 
-    Made before the old root goes, placed after: the kernel gives a user namespace a new proc or sysfs only where it sees one already.
+    Made before the old root goes, placed after: the kernel gives a user namespace a new proc or sysfs only where it
+    sees one already, and cgroups are bound from where the host has them.
     """
-    own = [op for op in plan.init if isinstance(op, plans.MountOwn)]
-    mounts = [
-        doors.new_mount(op.fstype, op.options, NOSUID | NODEV * (op.fstype != "devpts") | NOEXEC | (RDONLY if op.readonly else 0), op.target)
-        for op in own
-    ]
-    view = doors.clone_tree("root/sys/fs/cgroup", recursive=True) if any(op.fstype == "sysfs" for op in own) else -1
+    mounts: list[tuple[int, str]] = []
+    for op in plan.init:
+        if isinstance(op, MountOwn):
+            attributes = NOSUID | NOEXEC | (0 if op.fstype == "devpts" else NODEV) | (RDONLY if op.readonly else 0)
+            mounts.append((doors.new_mount(op.fstype, op.options, attributes, op.target), op.target))
+    base = doors.clone_tree("base/fs/cgroup")
+    doors.set_attributes(base, RDONLY | NOSUID | NODEV | NOEXEC, target=_CGROUPS)
+    mounts.append((base, _CGROUPS))
+    for name, path in views:
+        mounts.append((doors.clone_tree(path), f"{_CGROUPS}/{name}".rstrip("/")))
     doors.change_directory(tree)
     doors.pivot_here()
-    for op, mount in zip(own, mounts, strict=True):
-        doors.attach(mount, op.target)
+    for mount, target in mounts:
+        doors.attach(mount, target)
         os.close(mount)
-    if view >= 0:
-        doors.attach(view, "/sys/fs/cgroup")
-        os.close(view)
     os.close(tree)
     os.chdir("/")

@@ -1,7 +1,9 @@
-"""What client and warden say to each other: frozen records, each as 4 bytes of length (big endian) and a JSON list [name, field, …].
+"""What client and warden say to each other: frozen records, each as 4 bytes of length (big endian) and a JSON list
+[name, field, …].
 
-Descriptors travel beside the bytes (SCM_RIGHTS, unix(7)); a message that brings some says how many in its field `fds`, so the order of
-arrival tells whose they are. A request has a `number`, which its answer repeats: answers may come in another order than requests.
+Descriptors travel beside the bytes (SCM_RIGHTS, unix(7)); a message that brings some says how many in its field `fds`,
+so the order of arrival tells whose they are. A request has a `number`, which its answer repeats: answers may come in
+another order than requests.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ _ANCILLARY = _socket.CMSG_SPACE(253 * 4)
 class Configure:
     """What a session is made of; the first message, and again when paths become known.
 
-    tmpdir     where the session's directory is made
-    shared     paths bound read-write into every box
-    artifacts  the directory that artifacts are copied to
+    tmpdir  where the session's directory is made; this and the parent of cgroups count in the first message only
+    shared  paths bound read-write into every box
+    pool    how many boxes the client has made ahead
     """
 
     tmpdir: str
     cgroup_parent: str | None
     shared: tuple[str, ...]
-    rootdir: str
+    pool: int
 
 
 @record
@@ -49,11 +51,10 @@ class Make:
 
 @record
 class Refresh:
-    """Bind what appeared on the host since the box was made; answered by Refreshed or Failed."""
+    """Bind what appeared on the host since the box was made; answered by Done or Failed."""
 
     number: int
     box: str
-    paths: tuple[str, ...]
 
 
 @record
@@ -73,10 +74,19 @@ class Compare:
 
 
 @record
-class Release:
-    """End a box. Its counters, and what `globs` match in it, are wanted still; answered by Released.
+class Kill:
+    """Kill all processes of a box but its init; answered by Done."""
 
-    artifacts  where the copies go; "" for nowhere
+    number: int
+    box: str
+
+
+@record
+class Release:
+    """End a box. Its counters are wanted still, and copies of what `globs` match in it; answered by Released.
+
+    artifacts  the host's directory that the copies go to; "" for none
+    workdir    where relative globs start
     """
 
     number: int
@@ -102,10 +112,12 @@ class Close:
 
 @record
 class Made:
-    """A box is ready. The descriptors: its init's pidfd, then those to attach to its cgroups with, then its time namespace if `clock`.
+    """A box is ready. The descriptors: its init's pidfd, then those to attach to its cgroups with, then its time
+    namespace if `clock`.
 
     namespaces  flags for setns
     bound       host paths (sockets, shared paths) that were bound when it was made, each with device and inode
+    sockets     whether the box reaches the host's unix sockets at all
     """
 
     number: int
@@ -114,7 +126,7 @@ class Made:
     namespaces: int
     clock: bool
     bound: dict[str, tuple[int, int]]
-    facts: dict[str, Any]
+    sockets: bool
     fds: int
 
 
@@ -127,7 +139,9 @@ class Failed:
 
 
 @record
-class Refreshed:
+class Done:
+    """What was asked is done."""
+
     number: int
 
 
@@ -149,7 +163,9 @@ class Changes:
 
 @record
 class Released:
-    """Counters at the end of the box; how many paths it changed; which files were copied out of it; what went wrong in copying."""
+    """Counters at the end of the box; how many paths it changed; which files were copied out of it; what went wrong in
+    copying.
+    """
 
     number: int
     texts: dict[str, str]
@@ -166,11 +182,11 @@ class Closed:
     problems: tuple[str, ...]
 
 
-REQUESTS = (Configure, Make, Refresh, Read, Compare, Release, Drop, Close)
-ANSWERS = (Made, Failed, Refreshed, Counters, Changes, Released, Closed)
+REQUESTS = (Configure, Make, Refresh, Read, Compare, Kill, Release, Drop, Close)
+ANSWERS = (Made, Failed, Done, Counters, Changes, Released, Closed)
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*REQUESTS, *ANSWERS)}
-Request: TypeAlias = "Configure | Make | Refresh | Read | Compare | Release | Drop | Close"
-Answer: TypeAlias = "Made | Failed | Refreshed | Counters | Changes | Released | Closed"
+Request: TypeAlias = "Configure | Make | Refresh | Read | Compare | Kill | Release | Drop | Close"
+Answer: TypeAlias = "Made | Failed | Done | Counters | Changes | Released | Closed"
 
 
 class ProtocolError(Exception):

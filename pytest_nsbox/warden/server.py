@@ -1,36 +1,39 @@
 """The warden's process: one thread, one loop over the client's socket and the inits' pidfds.
 
-What somebody waits for goes first: counters and ends of boxes, then new boxes one at a time, then taking away what is left of old ones.
-The life of a box here:
+What somebody waits for goes first: counters and ends of boxes, then new boxes one at a time, then taking away what is
+left of old ones. The life of a box here:
 
-    Make -> Made -> (Read, Compare, Refresh)* -> Release -> Released
-                                               -> Drop
-    its init is killed (mostly by the client itself, at once) -> pidfd readable -> reaped -> cgroups and layers removed
+    Make -> Made -> (Read, Compare, Refresh, Kill)* -> Release -> Released
+                                                     -> Drop
+    its init is killed (mostly by the client itself, at once) -> pidfd readable -> reaped -> cgroups removed, tree kept
+    or removed
 
-The warden never waits for an init of a box that was handed out: the kernel does not let process 1 of a pid namespace go while a member that
-pytest must reap is a zombie.
+The warden never waits for an init of a box that was handed out: the kernel does not let process 1 of a pid namespace go
+while a member that pytest must reap is a zombie.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import select
 import signal
-import sys
 import time
 from _socket import MSG_DONTWAIT
-from _socket import socket as RawSocket
+from _socket import socket
 from collections import deque
 
-from pytest_nsbox.kernel import files, process
+from pytest_nsbox.kernel import process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import Plan, make_plan
-from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden import directory, enter
 from pytest_nsbox.warden import messages as m
 from pytest_nsbox.warden.box import Box, make_box
+from pytest_nsbox.warden.changes import list_changes
 from pytest_nsbox.warden.doors import Doors
+from pytest_nsbox.warden.late import find_late
 from pytest_nsbox.warden.session import Session
 
 TYPE_CHECKING = False
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 # How long boxes may take to die when everything ends: a process in an uninterruptible wait can take for ever.
 _PATIENCE = 10.0
+_MOST_WASTE = 12
 
 
 class Server:
@@ -48,38 +52,52 @@ class Server:
     def __init__(self, channel: m.Channel, doors: Doors) -> None:
         self.channel = channel
         self.doors = doors
+        self.config: m.Configure | None = None
         self.session: Session | None = None
-        self.failure = ""
+        self.failure = "the warden was not configured"
         self.boxes: dict[str, Box] = {}
         self.plans: dict[Spec, Plan] = {}
         self.wanted: deque[m.Make] = deque()
-        self.dead: deque[Box] = deque()
+        # What is left to remove of boxes that have ended.
+        self.waste: deque[Callable[[], None]] = deque()
         self.made = 0
         self.closing: m.Close | None = None
         self.poll = select.epoll()
-        self.by_pidfd: dict[int, Box] = {}
+        # What is to be done when a descriptor becomes readable.
+        self.watched: dict[int, Callable[[], None]] = {}
         self.problems: list[str] = []
 
     def run(self) -> None:
-        """Serve until the client says Close or is gone."""
-        self.poll.register(self.channel.sock.fileno(), select.EPOLLIN)
+        """Serve until the client says Close or is gone, then remove everything."""
+        control = self.channel.sock.fileno()
+        self.poll.register(control, select.EPOLLIN)
         alive = True
         while alive and self.closing is None:
-            busy = bool(self.wanted or self.dead)
-            for fd, _ in self.poll.poll(0 if busy else None):
-                if fd in self.by_pidfd:
-                    self._reap(self.by_pidfd[fd])
-                else:
-                    alive = self._listen()
+            ready = self.poll.poll(0 if self.wanted or self.waste else None)
+            for fd, _ in ready:
+                if fd in self.watched:
+                    self.watched[fd]()
             try:
-                if alive and self.wanted:
+                if any(fd == control for fd, _ in ready):
+                    alive = self._listen()
+                elif self.wanted:
                     self._make(self.wanted.popleft())
-                elif self.dead:
-                    self._take_away(self.dead.popleft())
+                # Boxes to make must not keep us from removing old ones for ever.
+                if self.waste and (not self.wanted or len(self.waste) > _MOST_WASTE):
+                    self._attempt(self.waste.popleft())
             except OSError:
                 # The answer found nobody.
                 alive = False
         self._end()
+
+    def _watch(self, fd: int, action: Callable[[], None]) -> None:
+        self.poll.register(fd, select.EPOLLIN)
+        self.watched[fd] = action
+
+    def _forget(self, fd: int) -> None:
+        self.poll.unregister(fd)
+        del self.watched[fd]
+        os.close(fd)
 
     def _listen(self) -> bool:
         """Read what the client says and do it; False if it is gone."""
@@ -87,59 +105,144 @@ class Server:
             if not self.channel.fill(MSG_DONTWAIT):
                 return False
             while (found := self.channel.pop()) is not None:
-                _SERVE[type(found[0])](self, found[0])
-        except (OSError, m.ProtocolError):
+                request = found[0]
+                try:
+                    _SERVE[type(request)](self, request)
+                except (KernelError, BoxFailed) as error:
+                    self.channel.send(m.Failed(getattr(request, "number", 0), str(error)))
+        except m.ProtocolError:
             return False
         return True
 
+    def _box(self, request: m.Read | m.Refresh | m.Compare | m.Kill | m.Release) -> Box:
+        try:
+            return self.boxes[request.box]
+        except KeyError:
+            raise BoxFailed(f"there is no box {request.box}") from None
+
     def _configure(self, request: m.Configure) -> None:
-        if self.session is None:
-            self.session = Session(self.doors, request.tmpdir, request.cgroup_parent)
+        self.config = request
+        if self.session is not None:
+            return
+        self.session = Session(self.doors, request.tmpdir, request.cgroup_parent)
+        try:
+            self.session.open()
+            self.failure = ""
+        except (KernelError, BoxFailed, OSError) as error:
+            self.failure = str(error)
+        self._sweep(request.tmpdir)
+
+    def _sweep(self, tmpdir: str) -> None:
+        """Remove what dead sessions left, in a process of its own: it may have much to do."""
+        pid = os.fork()
+        if pid == 0:
             try:
-                self.session.open()
-            except (KernelError, BoxFailed, OSError) as error:
-                self.failure = str(error)
-        facts = self.session.facts
-        self.session.facts = replace(facts, shared=tuple(request.shared))
-        self.plans.clear()
+                self.channel.close()
+                directory.sweep(tmpdir)
+            finally:
+                os._exit(0)
+        pidfd = process.open_pidfd(pid)
+        self._watch(pidfd, lambda: self._swept(pidfd))
+
+    def _swept(self, pidfd: int) -> None:
+        if process.reap(pidfd):
+            self._forget(pidfd)
 
     def _make(self, request: m.Make) -> None:
-        if self.session is None or self.failure:
-            self.channel.send(m.Failed(request.number, self.failure or "the warden was not configured"))
-            return
-        spec = Spec.from_json(request.spec)
-        self.made += 1
         try:
+            if self.failure or self.session is None or self.config is None:
+                raise BoxFailed(self.failure)
+            spec = Spec.from_json(request.spec)
             plan = self.plans.get(spec)
             if plan is None:
                 plan = self.plans[spec] = make_plan(spec, self.session.facts)
-            box = make_box(self.session, f"box-{self.made}", spec, plan)
+            self.made += 1
+            box = make_box(self.session, f"box-{self.made}", spec, plan, self.config.shared)
         except (KernelError, BoxFailed, OSError) as error:
             self.channel.send(m.Failed(request.number, str(error)))
             return
         self.boxes[box.name] = box
-        self.by_pidfd[box.pidfd] = box
-        self.poll.register(box.pidfd, select.EPOLLIN)
-        fds = (box.pidfd, *box.node.attach)
-        self.channel.send(m.Made(request.number, box.name, box.pid, box.namespaces, False, box.bound, {}, len(fds)), fds)
+        self._watch(box.pidfd, lambda: self._reap(box))
+        fds = (box.pidfd, *box.node.attach, *((box.clock,) if box.clock >= 0 else ()))
+        made = m.Made(
+            request.number, box.name, box.pid, box.namespaces, box.clock >= 0, box.tree.bound, plan.sockets, len(fds)
+        )
+        self.channel.send(made, fds)
         box.node.close_fds()
 
     def _read(self, request: m.Read) -> None:
-        self.channel.send(m.Counters(request.number, self.boxes[request.box].node.read()))
+        self.channel.send(m.Counters(request.number, self._box(request).node.read()))
 
     def _compare(self, request: m.Compare) -> None:
-        self.channel.send(m.Changes(request.number, ()))
+        self.channel.send(m.Changes(request.number, tuple(self._changes(self._box(request)))))
+
+    def _changes(self, box: Box) -> list[tuple[str, str]]:
+        tree = box.tree
+        if self.session is None or tree.is_as_begun():
+            return []
+        lower = self.session.clones(shifted=tree.plan.shifted)
+        layers = [(layer.target, layer.upper, f"{lower}/{layer.number}") for layer in tree.layers]
+        return list_changes(layers, tree.made)
 
     def _refresh(self, request: m.Refresh) -> None:
-        self.channel.send(m.Refreshed(request.number))
+        box = self._box(request)
+        if self.session is not None and self.config is not None:
+            now = find_late(self.config.shared, sockets=box.tree.plan.sockets)
+            enter.bind_late(self.session, box, [path for path in now if box.tree.bound.get(path) != now[path]])
+        self.channel.send(m.Done(request.number))
+
+    def _kill(self, request: m.Kill) -> None:
+        self._box(request).node.kill()
+        self.channel.send(m.Done(request.number))
 
     def _release(self, request: m.Release) -> None:
-        box = self.boxes[request.box]
-        self.channel.send(m.Released(request.number, box.node.read(), 0, (), ()))
+        box = self._box(request)
+        texts = box.node.read()
+        if request.globs and request.artifacts and not box.reaped:
+            self._copy_artifacts(request, box, texts)
+            return
+        self._released(request, box, texts, (), ())
+
+    def _released(
+        self, request: m.Release, box: Box, texts: dict[str, str], artifacts: tuple[str, ...], problems: tuple[str, ...]
+    ) -> None:
+        changed = len(self._changes(box))
+        self.channel.send(m.Released(request.number, texts, changed, artifacts, problems))
         self._let_go(box)
 
+    def _copy_artifacts(self, request: m.Release, box: Box, texts: dict[str, str]) -> None:
+        """Copy in a process of its own, since it enters the box; the answer follows when it is done."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.channel.close()
+                try:
+                    report = enter.copy_artifacts(box, request.globs, request.workdir, request.artifacts)
+                except (KernelError, OSError) as error:
+                    report = ([], [str(error)])
+                with open(writer, "w", encoding="utf-8", errors="surrogateescape") as file:
+                    json.dump(report, file)
+            finally:
+                os._exit(0)
+        os.close(writer)
+        parts: list[bytes] = []
+
+        def go_on() -> None:
+            part = os.read(reader, 65536)
+            parts.append(part)
+            if part:
+                return
+            self._forget(reader)
+            os.waitpid(pid, 0)
+            copied, problems = json.loads(b"".join(parts) or b'[[], ["copying the artifacts failed"]]')
+            self._released(request, box, texts, tuple(copied), tuple(problems))
+
+        self._watch(reader, go_on)
+
     def _drop(self, request: m.Drop) -> None:
-        self._let_go(self.boxes[request.box])
+        if request.box in self.boxes:
+            self._let_go(self.boxes[request.box])
 
     def _close(self, request: m.Close) -> None:
         self.closing = request
@@ -154,46 +257,50 @@ class Server:
 
     def _reap(self, box: Box) -> None:
         if process.reap(box.pidfd):
-            self.poll.unregister(box.pidfd)
-            del self.by_pidfd[box.pidfd]
-            os.close(box.pidfd)
-            os.close(box.control)
+            self._forget(box.pidfd)
+            for fd in (box.control, box.clock):
+                if fd >= 0:
+                    os.close(fd)
             box.reaped = True
             if box.released:
                 self._bury(box)
 
     def _bury(self, box: Box) -> None:
         del self.boxes[box.name]
-        self.dead.append(box)
+        self.waste.append(box.node.remove)
+        if self.session is not None and self.config is not None:
+            old = self.session.give_back(box.tree, keep=self.config.pool + 1)
+            self.waste += [old.remove] if old is not None else []
 
-    def _take_away(self, box: Box) -> None:
-        for step in (box.node.remove, lambda: files.remove_tree(box.scratch)):
-            try:
-                step()
-            except (KernelError, BoxFailed, OSError) as error:
-                self.problems.append(str(error))
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (KernelError, BoxFailed, OSError) as error:
+            self.problems.append(str(error))
 
     def _end(self) -> None:
         """Kill everything, take everything away, and tell the client if it is still there."""
         for box in list(self.boxes.values()):
             self._let_go(box)
+        self.wanted.clear()
         deadline = time.monotonic() + _PATIENCE
-        while self.by_pidfd and (rest := deadline - time.monotonic()) > 0:
+        while self.watched and (rest := deadline - time.monotonic()) > 0:
             for fd, _ in self.poll.poll(rest):
-                if fd in self.by_pidfd:
-                    self._reap(self.by_pidfd[fd])
+                if fd in self.watched:
+                    self.watched[fd]()
                 elif self.closing is None or not self._drain():
                     self.poll.unregister(fd)
-        self.dead.extend(self.boxes.values())
-        while self.dead:
-            self._take_away(self.dead.popleft())
+        for box in list(self.boxes.values()):
+            self._bury(box)
+        while self.waste:
+            self._attempt(self.waste.popleft())
         if self.session is not None:
             self.problems += self.session.close()
         if self.closing is not None:
             try:
                 self.channel.send(m.Closed(self.closing.number, tuple(self.problems)))
             except OSError:
-                pass
+                return
 
     def _drain(self) -> bool:
         """Throw away what the client still says; False if it is gone."""
@@ -209,6 +316,7 @@ _SERVE: dict[type, Callable[[Server, Any], None]] = {
     m.Refresh: Server._refresh,
     m.Read: Server._read,
     m.Compare: Server._compare,
+    m.Kill: Server._kill,
     m.Release: Server._release,
     m.Drop: Server._drop,
     m.Close: Server._close,
@@ -222,10 +330,9 @@ def main(fd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.setsid()
     process.set_name("nsbox-warden")
-    channel = m.Channel(RawSocket(fileno=fd))
+    channel = m.Channel(socket(fileno=fd))
     # Inits are forks of this process: what a collection would touch, each of them would have to copy.
     gc.disable()
     gc.freeze()
     Server(channel, Doors()).run()
-    sys.stdout.flush()
     os._exit(0)

@@ -1,0 +1,360 @@
+"""The root of a box, as a tree of mounts: built by a plan's operations, used for one box, and used again if the box
+left it as it was.
+
+Most tests change nothing in their root, and a tree is the dearest part of a box: an overlay makes and removes seven
+inodes on the scratch's file system, and unmounting waits for an RCU grace period. A used tree is compared with what it
+was, name by name; one that differs is thrown away. What the kernel remembers of the host's files in an overlay is
+forgotten in between, so that the next box sees the host as it is then.
+
+Each tree is attached in the warden's own mount namespace and copied by clone3 together with the new user namespace:
+only then does the kernel lock the mounts, so that root in the box can neither unmount what hides something nor make
+writable what is read-only (mount_namespaces(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from pytest_nsbox.kernel import files
+from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
+from pytest_nsbox.policy import plan as plans
+from pytest_nsbox.policy.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pytest_nsbox.policy.plan import Plan
+    from pytest_nsbox.warden.doors import Doors
+    from pytest_nsbox.warden.session import Session
+
+    Listing = dict[str, tuple[int, ...]]
+
+
+class Layer:
+    """The writable layer of one overlay of a tree: what is changed below `target`, over host mount `number`, is in
+    `upper`.
+    """
+
+    __slots__ = ("begun", "number", "path", "target")
+
+    def __init__(self, number: int, target: str, path: str) -> None:
+        self.number = number
+        self.target = target
+        self.path = path
+        self.begun: Listing = {}
+
+    @property
+    def upper(self) -> str:
+        return f"{self.path}/upper"
+
+
+class Tree:
+    """A tree of mounts at `place`; `build` makes it, `remove` takes it away, however far it got.
+
+    made   mount points that were made in the layers: no change of the test's
+    bound  host paths that may come and go (sockets, shared paths): what was bound when the tree was built, by device
+           and inode
+    """
+
+    def __init__(self, session: Session, name: str, plan: Plan) -> None:
+        self.session = session
+        self.name = name
+        self.plan = plan
+        self.place = f"root/{name}"
+        self.scratch = f"{session.layers}/{name}"
+        self.layers: list[Layer] = []
+        self.made: set[str] = set()
+        self.bound: dict[str, tuple[int, int]] = {}
+        self.overlays: list[int] = []
+        self.devices = -1
+        self._devices_begun: Listing = {}
+        self._attached = False
+
+    def build(self, late: dict[str, tuple[int, int]]) -> None:
+        """Put the tree together, with the host paths `late`. On failure the caller removes it."""
+        self.bound = late
+        builder = _Builder(self)
+        try:
+            self.session.act_as(shifted=self.plan.shifted)
+            builder.build()
+        finally:
+            builder.close()
+            self.session.act_as(shifted=False)
+        for layer in self.layers:
+            layer.begun = _list_layer(layer)
+        self._devices_begun = _list_devices(self.devices)
+
+    def is_unchanged(self) -> bool:
+        """Say if the next box could not tell this tree from a new one."""
+        try:
+            return self.plan.reusable and self.is_as_begun() and _list_devices(self.devices) == self._devices_begun
+        except OSError:
+            return False
+
+    def is_as_begun(self) -> bool:
+        """Say if nothing was written to the layers."""
+        try:
+            return all(_list_layer(layer) == layer.begun for layer in self.layers)
+        except OSError:
+            return False
+
+    def renew(self) -> None:
+        """Forget what was looked up in the overlays."""
+        for overlay in self.overlays:
+            self.session.doors.forget_lookups(overlay, self.place)
+
+    def remove(self) -> None:
+        """Take everything away; a second call does nothing."""
+        for fd in (*self.overlays, self.devices):
+            if fd >= 0:
+                os.close(fd)
+        self.overlays, self.devices = [], -1
+        if self._attached:
+            self._attached = False
+            self.session.doors.detach(self.place)
+        if self.plan.disk is not None:
+            self._remove_disk()
+        files.remove_tree(self.scratch)
+        try:
+            os.rmdir(self.place)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise KernelError("remove", self.place, error.errno or errno.EIO) from None
+
+    def _remove_disk(self) -> None:
+        try:
+            self.session.doors.detach(self.scratch)
+        except KernelError as error:
+            # Not mounted, or not even made.
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
+
+
+class _Builder:
+    """Performs the operations of a plan's tree, and holds the descriptors that they share."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.session = tree.session
+        self.doors = tree.session.doors
+        self.shifted = tree.plan.shifted
+        # Root of each mount made so far, by its target.
+        self.mounts: dict[str, int] = {}
+        self.root = -1
+
+    def build(self) -> None:
+        self.session.act_as(shifted=False)
+        self.doors.make_directory(self.tree.place)
+        self.session.act_as(shifted=self.shifted)
+        # As boxes' root sees the layers.
+        self.place = f"shifted/{self.tree.name}" if self.shifted else self.tree.scratch
+        self.doors.make_directory(self.place)
+        if self.tree.plan.disk is not None:
+            self._mount_disk(self.tree.plan.disk)
+        for op in self.tree.plan.tree:
+            _PERFORM[type(op)](self, op)
+        for path in self.tree.bound:
+            self.bind(plans.Bind(path, path, readonly=False, shared=True))
+            if self.tree.plan.user is not None:
+                self._let_through(path, *self.tree.plan.user)
+
+    def close(self) -> None:
+        """Close what the tree does not keep."""
+        for fd in self.mounts.values():
+            if fd not in self.tree.overlays:
+                os.close(fd)
+        self.mounts.clear()
+
+    def _mount_disk(self, size: int) -> None:
+        disk = self.doors.new_mount("tmpfs", (("mode", "755"), ("size", str(size))), NODEV, self.tree.scratch)
+        try:
+            self.doors.attach(disk, self.tree.scratch)
+            self.place = self.tree.scratch
+        finally:
+            os.close(disk)
+
+    def _put(self, mount: int, target: str, *, directory: bool = True) -> None:
+        """Attach `mount` at `target` in the tree and keep it open; the mount point is made if there is none."""
+        old = self.mounts.pop(target, None)
+        if old is not None:
+            os.close(old)
+        self.mounts[target] = mount
+        if target == "/":
+            self.doors.attach(mount, self.tree.place)
+            self.tree._attached = True
+            self.root = mount
+            return
+        point = self._mount_point(target, directory=directory)
+        try:
+            self.doors.attach(mount, "", point)
+        finally:
+            os.close(point)
+
+    def _mount_point(self, target: str, *, directory: bool) -> int:
+        try:
+            return self.doors.open_in(self.root, target)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        self.tree.made |= make_mount_point(self.doors, self.root, target, directory=directory)
+        return self.doors.open_in(self.root, target)
+
+    def overlay(self, op: plans.Overlay) -> None:
+        layer = f"{self.place}/{op.number}"
+        for name in ("", "/upper", "/work"):
+            self.doors.make_directory(layer + name)
+        options = [
+            ("lowerdir", f"{self.session.clones(shifted=self.shifted)}/{op.number}"),
+            ("upperdir", f"{layer}/upper"),
+            ("workdir", f"{layer}/work"),
+            # Without these renaming a directory of the host is EXDEV, and hard links to its files break.
+            ("redirect_dir", "on"),
+            ("index", "on"),
+            # The layer is thrown away: nothing of it needs to reach the disk.
+            ("volatile", None),
+        ]
+        mount = self.doors.new_mount("overlay", options, NODEV if self.shifted else 0, op.target)
+        self.tree.overlays.append(mount)
+        self.tree.layers.append(Layer(op.number, op.target, f"{self.tree.scratch}/{op.number}"))
+        self._put(mount, op.target)
+
+    def show(self, op: plans.ShowMount) -> None:
+        self._put(
+            self.doors.clone_tree(f"{self.session.clones(shifted=self.shifted)}/{op.number}"),
+            op.target,
+            directory=op.directory,
+        )
+
+    def bind(self, op: plans.Bind) -> None:
+        source = self.session.volume(op.source) if op.kind == "volume" else op.source
+        mount = self.session.clone_for_box(
+            source, shifted=self.shifted, readonly=op.readonly, user=self.tree.plan.user if op.shared else None
+        )
+        self._put(mount, op.target, directory=os.path.isdir(source))
+
+    def _let_through(self, path: str, uid: int, gid: int) -> None:
+        """Let the test's user get to `path`: pytest's base temp lies in a directory that only its maker may enter."""
+        above = os.path.dirname(path)
+        while above != "/":
+            fd = self.doors.open_in(self.root, above)
+            try:
+                at = os.fstat(fd)
+                bit = 0o100 if at.st_uid == uid else 0o010 if at.st_gid == gid else 0o001
+                if not at.st_mode & bit:
+                    files.attempt("chmod", above, os.chmod, f"/proc/self/fd/{fd}", stat.S_IMODE(at.st_mode) | bit)
+                    self.tree.made.add(above)
+            finally:
+                os.close(fd)
+            above = os.path.dirname(above)
+
+    def tmpfs(self, op: plans.MountTmpfs) -> None:
+        options: list[tuple[str, str | None]] = [("mode", f"{op.mode:o}")]
+        if op.size is not None:
+            options.append(("size", str(op.size)))
+        attributes = NOSUID | (0 if op.devices or not self.shifted else NODEV)
+        mount = self.doors.new_mount("tmpfs", options, attributes, op.target)
+        if op.devices:
+            # The mount's own descriptor is an O_PATH one and cannot be listed.
+            self.tree.devices = files.open_directory(".", at=mount)
+        self._put(mount, op.target)
+
+    def device(self, op: plans.MakeDevice) -> None:
+        self.doors.make_device(op.name, op.major, op.minor, at=self.mounts["/dev"])
+
+    def link(self, op: plans.MakeLink) -> None:
+        self.doors.make_link(op.name, op.to, at=self.mounts["/dev"])
+
+    def directory(self, op: plans.MakeDirectory) -> None:
+        self.doors.make_directory(op.name, op.mode, at=self.mounts["/dev"])
+
+    def sysfs(self, op: plans.ShowSysfs) -> None:
+        mount = self.doors.clone_tree("base" if op.own else "/sys")
+        self._put(mount, "/sys")
+        self.doors.set_attributes(mount, RDONLY | NOSUID | NODEV | NOEXEC, target="/sys")
+
+    def readonly(self, op: plans.SetReadonly) -> None:
+        self.doors.set_attributes(self.mounts[op.target], RDONLY, target=op.target)
+
+
+_PERFORM: dict[type, Callable[[_Builder, Any], None]] = {
+    plans.Overlay: _Builder.overlay,
+    plans.ShowMount: _Builder.show,
+    plans.Bind: _Builder.bind,
+    plans.MountTmpfs: _Builder.tmpfs,
+    plans.MakeDevice: _Builder.device,
+    plans.MakeLink: _Builder.link,
+    plans.MakeDirectory: _Builder.directory,
+    plans.ShowSysfs: _Builder.sysfs,
+    plans.SetReadonly: _Builder.readonly,
+}
+
+
+def make_mount_point(doors: Doors, root: int, target: str, *, directory: bool) -> set[str]:
+    """Make what is missing of `target` in the tree at `root`; return the paths that were made."""
+    parts = [part for part in target.split("/") if part]
+    made = set()
+    above = doors.open_in(root, "/")
+    try:
+        for depth, part in enumerate(parts, 1):
+            path = "/" + "/".join(parts[:depth])
+            try:
+                below = doors.open_in(root, path)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                if depth < len(parts) or directory:
+                    doors.make_directory(part, at=above)
+                else:
+                    doors.make_file(part, at=above)
+                made.add(path)
+                below = doors.open_in(root, path)
+            os.close(above)
+            above = below
+    finally:
+        os.close(above)
+    return made
+
+
+def _list_layer(layer: Layer) -> Listing:
+    """Return all that is in a layer and whatever would show a change of it; of its top, only what an empty directory
+    can have.
+    """
+    top = os.lstat(layer.upper)
+    found: Listing = {"": (top.st_mode, top.st_uid, top.st_gid, len(os.listxattr(layer.upper)))}
+    # Hard links that were copied up leave a trace there.
+    found["index"] = (len(os.listdir(f"{layer.path}/work/index")),)
+    _list_below(layer.upper, "", found)
+    return found
+
+
+def _list_below(directory: str | int, name: str, found: Listing) -> None:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            at = entry.stat(follow_symlinks=False)
+            path = f"{name}/{entry.name}"
+            found[path] = (at.st_mode, at.st_uid, at.st_gid, at.st_ctime_ns)
+            if entry.is_dir(follow_symlinks=False):
+                _list_below(entry.path, path, found)
+
+
+def _list_devices(devices: int) -> Listing:
+    """Return what is in a /dev. Its directories may have changed times: files came and went in them."""
+    found: Listing = {}
+    with os.scandir(devices) as entries:
+        for entry in entries:
+            at = entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                fd = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=devices)
+                try:
+                    inside = (len(os.listdir(fd)), len(os.listxattr(fd)))
+                finally:
+                    os.close(fd)
+                found[entry.name] = (at.st_mode, at.st_uid, at.st_gid, *inside)
+            else:
+                found[entry.name] = (at.st_mode, at.st_uid, at.st_gid, at.st_ctime_ns)
+    return found

@@ -14,7 +14,8 @@ from pytest_nsbox import settings
 from pytest_nsbox.fixtures import Sandbox
 from pytest_nsbox.policy import usage
 from pytest_nsbox.policy.errors import SpecProblems
-from pytest_nsbox.policy.keys import KEYS, render_limits
+from pytest_nsbox.policy.keys import KEYS
+from pytest_nsbox.policy.limits import render_page
 from pytest_nsbox.policy.spec import Layer, Spec
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,7 @@ def test_the_page_on_endings_names_every_exception():
 
 def test_the_page_on_limits_is_what_the_table_gives():
     page = (REFERENCE / "limits.md").read_text(encoding="utf-8")
-    assert page == render_limits(), "python -m pytest_nsbox.policy.limits > docs/reference/limits.md"
+    assert page == render_page(), "python -m pytest_nsbox.policy.limits > docs/reference/limits.md"
 
 
 def test_ci_runs_the_command_of_the_readme():

@@ -1,0 +1,191 @@
+"""Limits and usage through the plugin, on whichever cgroup version the machine has; `python -m tests.vm` has v2."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_nsbox.kernel import cgroup
+from tests.kernel.cgroups import groups_below
+from tests.leftovers import PARENT
+
+pytestmark = pytest.mark.needs("root", "overlay", "user namespace", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
+
+MIB = 1024 * 1024
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> tuple[pytest.RunResult, dict[str, dict[str, Any]]]:
+    """Run the suite with the usage written as JSON; return the result and {test name: its entry}."""
+    result = pytester.runpytest_subprocess("--sandbox-json=usage.json", *arguments)
+    entries = json.loads((pytester.path / "usage.json").read_text(encoding="utf-8"))["tests"]
+    return result, {entry["nodeid"].rpartition("::")[2]: entry for entry in entries}
+
+
+def test_memory_of_the_whole_process_tree_is_limited_and_counted(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import subprocess, sys
+        import pytest
+
+        HOLD = "import sys; block = bytearray(int(sys.argv[1]) << 20); print('held')"
+
+        @pytest.mark.sandbox(mem="96M")
+        def test_child_within(): subprocess.run([sys.executable, "-c", HOLD, "40"], check=True)
+
+        @pytest.mark.sandbox(mem="64M")
+        def test_child_beyond():
+            assert subprocess.run([sys.executable, "-c", HOLD, "200"]).returncode == -9
+
+        @pytest.mark.sandbox(mem="64M")
+        def test_itself_beyond(): bytearray(200 << 20)
+        """
+    )
+    result, entries = run(pytester)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["OOM-killed: memory limit 64.0 MiB, peak 6?.? MiB"])
+    assert entries["test_child_within"]["usage"]["oom_kills"] == 0
+    assert entries["test_child_within"]["usage"]["memory_peak_bytes"] > 40 * MIB
+    assert entries["test_child_beyond"]["usage"]["oom_kills"] == 1
+    assert entries["test_child_beyond"]["usage"]["memory_limit_bytes"] == 64 * MIB
+    assert entries["test_itself_beyond"]["usage"]["oom_kills"] == 1
+
+
+def test_a_fork_bomb_is_stopped_by_the_pids_limit(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import os, time
+        import pytest
+
+        @pytest.mark.sandbox(pids=8)
+        def test_bomb():
+            children = 0
+            with pytest.raises(BlockingIOError):
+                while children < 100:
+                    if os.fork() == 0:
+                        time.sleep(60)
+                        os._exit(0)
+                    children += 1
+            # The test itself is the eighth; the box's init does not count.
+            assert children == 7
+        """
+    )
+    result, entries = run(pytester)
+    result.assert_outcomes(passed=1)
+    assert entries["test_bomb"]["usage"].get("pids_peak", 8) == 8
+
+
+def test_the_cpu_quota_slows_a_test_and_the_usage_tells(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import time
+        import pytest
+
+        @pytest.mark.sandbox(cpu="20%", cpu_period="20ms")
+        def test_slow():
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                pass
+        """
+    )
+    result, entries = run(pytester)
+    result.assert_outcomes(passed=1)
+    used = entries["test_slow"]["usage"]
+    assert used["cpu_s"] < 0.5 * used["wall_s"]
+    assert used["cpu_nr_throttled"] > 5
+    assert used["cpu_throttled_s"] > 0.2
+
+
+def test_a_box_sees_its_own_limits_and_cannot_change_them(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import glob
+        import pytest
+
+        @pytest.mark.sandbox(mem="64M", pids=20)
+        def test_view():
+            found = {}
+            for pattern in ("*memory.limit_in_bytes", "memory.max", "*pids.max"):
+                for path in glob.glob(f"/sys/fs/cgroup/**/{pattern}", recursive=True):
+                    found[path.rpartition("/")[2]] = open(path).read().strip()
+                    with pytest.raises(OSError):
+                        with open(path, "w") as file:
+                            file.write("1000000000")
+            assert found.get("memory.max", found.get("memory.limit_in_bytes")) == str(64 << 20), found
+            assert found["pids.max"] == "20", found
+            own = {line.split(":")[1]: line.strip().split(":")[2] for line in open("/proc/self/cgroup")}
+            assert own.get("memory", own.get("")) == "/", own
+        """
+    )
+    result, _ = run(pytester)
+    result.assert_outcomes(passed=1)
+
+
+def test_a_box_makes_groups_of_its_own_inside(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        @pytest.mark.sandbox(mem="64M")
+        def test_nested():
+            home = next(p for p in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup") if os.path.exists(f"{p}/cgroup.procs"))
+            os.mkdir(f"{home}/inner")
+            with open(f"{home}/inner/cgroup.procs", "w") as file:
+                file.write("0")
+            assert "/inner" in open("/proc/self/cgroup").read()
+        """
+    )
+    result, _ = run(pytester)
+    result.assert_outcomes(passed=1)
+
+
+def test_limits_that_need_an_absent_controller_fail_the_test_and_say_so(pytester: pytest.Pytester):
+    have = {name for mount in cgroup.find_mounts() for name in mount.controllers or _passed_on(mount.point)}
+    if "cpuset" in have:
+        pytest.skip("this machine has the cpuset controller")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.sandbox(cpuset="0")
+        def test_pinned(): pass
+
+        def test_other(): pass
+        """
+    )
+    result, _ = run(pytester)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*the cgroup controller cpuset cannot be used: *"])
+
+
+def _passed_on(point: str) -> list[str]:
+    return Path(point, "cgroup.controllers").read_text(encoding="utf-8").split()
+
+
+def test_no_group_stays_after_a_run_with_every_ending(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import os, signal, subprocess, time
+        import pytest
+
+        pytestmark = pytest.mark.sandbox(mem="64M", pids=30, cpu=0.9)
+
+        def test_leaves_a_process(): subprocess.Popen(["sleep", "600"])
+        def test_dies(): os.kill(os.getpid(), signal.SIGSEGV)
+        def test_exits(): os._exit(3)
+        def test_is_too_big(): bytearray(200 << 20)
+
+        @pytest.mark.sandbox(timeout="1s")
+        def test_is_too_slow(): time.sleep(60)
+
+        def test_passes(): pass
+        """
+    )
+    result, _ = run(pytester)
+    result.assert_outcomes(passed=2, failed=4)
+    place = os.environ.get(PARENT) or "nsbox-"
+    assert [path for path in groups_below(place) if path.rpartition("/")[2].startswith(("nsbox-", "box-"))] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -14,13 +13,14 @@ from pytest_nsbox import reporting, results
 from pytest_nsbox.coverage_data import Data, Gathered
 from pytest_nsbox.policy import outcome, usage
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
+from pytest_nsbox.real import os
 from pytest_nsbox.settings import SPEC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_nsbox.attempt import Attempt
     from pytest_nsbox.policy.spec import Spec
-    from pytest_nsbox.protocol import Attempt
     from pytest_nsbox.warden.client import Box, Released, Warden
 
 STACKS_SIGNAL: Final = signal.SIGRTMIN + 1
@@ -61,13 +61,13 @@ class Boxes:
         """Name the item after the current one: its box is made while the current test runs."""
         self._next = self.spec_of(item) if item is not None else None
 
-    def acquire(self, item: pytest.Item, spec: Spec) -> Box:
+    def acquire(self, spec: Spec) -> Box:
         box = self.warden.acquire(spec)
         if self._next is not None:
             self.warden.prefetch(self._next)
         return box
 
-    def enter(self, box: Box, item: pytest.Item) -> None:
+    def enter(self, box: Box) -> None:
         """In the child: everything of the box that is a property of the process."""
         box.enter()
         box.apply_limits()
@@ -100,6 +100,15 @@ class Boxes:
         attempt.signal(STACKS_SIGNAL)
         return self._stacks.read_when_written(STACKS_PATIENCE)
 
+    def blame_oom(self, attempt: Attempt, report: pytest.TestReport) -> None:
+        """End the message of a test that failed after an OOM kill (of its subprocess) with that fact."""
+        if attempt.spec.mem is None or attempt.box is None:
+            return
+        used = usage.parse(attempt.box.counters())
+        if used.get("oom_kills"):
+            reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
+            attempt.oom_told = True
+
     def died(self, attempt: Attempt, returncode: int) -> SandboxError:
         """The exception that tells how the test's process ended before the test did."""
         released = self._release(attempt)
@@ -110,7 +119,7 @@ class Boxes:
             timed_out=attempt.timed_out,
             oom_kills=int(used.get("oom_kills", 0)),
             phase=attempt.phase,
-            stacks=stacks,
+            stacks=trim_stacks(stacks),
             pids_hit=bool(usage.hits(released.counters).get("pids", 0)),
         )
         error = outcome.classify(ending, attempt.spec, used)
@@ -129,7 +138,7 @@ class Boxes:
             files_changed=released.files_changed,
         )
         results.attach(report, usage.as_properties(used), attempt.spec.to_json())
-        if used.get("oom_kills") and not attempt.died:
+        if used.get("oom_kills") and not (attempt.died or attempt.oom_told):
             reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
 
     def _release(self, attempt: Attempt) -> Released:
@@ -139,6 +148,24 @@ class Boxes:
             assert attempt.box is not None
             released = self._released[id(attempt)] = attempt.box.release()
         return released
+
+
+def trim_stacks(text: str) -> str:
+    """Stacks as faulthandler writes them, without the frames of pytest and pluggy below a test or fixture."""
+    kept: list[str] = []
+    below = False
+    for line in text.splitlines():
+        if not line.startswith("  File "):
+            below = False
+        elif kept and kept[-1].startswith("  File ") and _is_machinery(line):
+            below = True
+        if not below:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _is_machinery(line: str) -> bool:
+    return any(part in line for part in ("/_pytest/", "/pluggy/", "/pytest_nsbox/"))
 
 
 class _StacksFile:

@@ -10,7 +10,7 @@ Life of a child, after the fork::
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
 import signal
 import sys
@@ -19,6 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_nsbox import inherited, internals
+from pytest_nsbox.real import os
 from pytest_nsbox.relay import Channel, is_plain, report_to_data, warning_to_data
 
 if TYPE_CHECKING:
@@ -30,19 +31,45 @@ if TYPE_CHECKING:
 
 # What pytest itself keeps on items; everything else that is plain data was put there by a hook of somebody else.
 _PYTEST_ATTRIBUTES: Final = frozenset(
-    "name config session path keywords own_markers extra_keyword_matches stash _nodeid _store _id _report_sections "
-    "user_properties _obj originalname callspec _fixtureinfo fixturenames funcargs _request _instance setup runtest "
-    "teardown parent fspath _excinfo location dtest runner fixture_request _arg2fixturedefs obj".split()
+    [
+        "name",
+        "config",
+        "session",
+        "path",
+        "keywords",
+        "own_markers",
+        "extra_keyword_matches",
+        "stash",
+        "_nodeid",
+        "_store",
+        "_id",
+        "_report_sections",
+        "user_properties",
+        "_obj",
+        "originalname",
+        "callspec",
+        "_fixtureinfo",
+        "fixturenames",
+        "funcargs",
+        "_request",
+        "_instance",
+        "setup",
+        "runtest",
+        "teardown",
+        "parent",
+        "fspath",
+        "_excinfo",
+        "location",
+        "dtest",
+        "runner",
+        "fixture_request",
+        "_arg2fixturedefs",
+        "obj",
+    ]
 )
 
 
-class _Kernel:
-    """`os` functions held where pyfakefs and friends, which replace module globals, do not look."""
-
-    exit = staticmethod(os._exit)
-    getpid = staticmethod(os.getpid)
-    setpgid = staticmethod(os.setpgid)
-    kill = staticmethod(os.kill)
+_exit: Final = os._exit  # coverage's `patch = _exit` would save data files
 
 
 class Child:
@@ -71,9 +98,9 @@ class Child:
     def enter(self, enter_box: Callable[[], None], random_state: Any) -> None:
         """Become the test's process; a failure is reported as the box's, and ends it."""
         try:
-            _Kernel.setpgid(0, 0)
+            os.setpgid(0, 0)
             enter_box()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - nothing may come out of a fork
             self._send_and_exit("failed", text=f"{type(error).__name__}: {error}")
         # os.fork made every child's generator start anew; a plain run carries on with one sequence
         random.setstate(random_state)
@@ -83,7 +110,7 @@ class Child:
         if self._records_warnings:
             self._catch = warnings.catch_warnings(record=True)
             self._warnings = self._catch.__enter__()
-        self._measured = _start_measuring(self.config)
+        self._measured = _start_measuring()
 
     # --- what the hooks of this process tell
 
@@ -142,14 +169,13 @@ class Child:
         self._leave("internal", text=text)
 
     def _tear_down(self) -> None:
-        try:
-            self.item.session._setupstate.teardown_exact(None)  # type: ignore[attr-defined]
-        except BaseException:  # the interruption is the news; pytest does not report teardown errors after one either
-            pass
+        # The interruption is the news; pytest does not report errors of a teardown after one either.
+        with contextlib.suppress(BaseException):
+            self.item.session._setupstate.teardown_exact(None)
 
     def _leave(self, kind: str, **fields: Any) -> NoReturn:
         if self._finishing:  # a second interruption while we end
-            _Kernel.exit(1)
+            _exit(1)
         self._finishing = True
         try:
             # Another Ctrl-C must not cut the last frame in two.
@@ -163,16 +189,16 @@ class Child:
             if self._measured is not None:
                 fields["coverage"] = self._measured.collect()
             self._send_and_exit(kind, **fields)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - nothing may come out of a fork
             self._send_and_exit("failed", text=f"the result could not be sent: {type(error).__name__}: {error}")
         finally:
-            _Kernel.exit(0)
+            _exit(0)
 
     def _send_and_exit(self, kind: str, **fields: Any) -> NoReturn:
         try:
             self.channel.send(kind, **fields)
         finally:
-            _Kernel.exit(0)
+            _exit(0)
 
     # --- what else a phase leaves
 
@@ -221,15 +247,14 @@ def _copy(value: Any) -> Any:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        try:
+        # Closed or replaced by the test: then there is nothing of ours to lose.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError):  # closed or replaced by the test: nothing of ours to lose
-            pass
 
 
-def _start_measuring(config: pytest.Config) -> Measured | None:
+def _start_measuring() -> Measured | None:
     if "coverage" not in sys.modules:
         return None
     from pytest_nsbox.coverage_data import Measured
 
-    return Measured.start(config)
+    return Measured.start()

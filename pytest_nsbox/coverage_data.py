@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import pytest
-
 Data = dict[str, dict[str, dict[str, list[Any]]]]  # context -> "lines" | "arcs" | "tracers" -> file -> values
 
 
@@ -35,7 +33,7 @@ class Measured:
         self._data: Data = {}
 
     @classmethod
-    def start(cls, config: pytest.Config) -> Measured | None:
+    def start(cls) -> Measured | None:
         """Leave what was measured so far to the parent, and record from here on; None without coverage."""
         found = _current()
         if found is None:

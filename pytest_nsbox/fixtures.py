@@ -53,7 +53,7 @@ class Sandbox:
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     """The container that this test runs in: spec, name, usage(), changes(), inspect()."""
-    from pytest_nsbox.protocol import ATTEMPT
+    from pytest_nsbox.attempt import ATTEMPT
 
     attempt = request.node.stash.get(ATTEMPT, None)
     if attempt is None or attempt.child is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING
+
+from pytest_nsbox.real import os
 
 if TYPE_CHECKING:
     from collections.abc import Callable

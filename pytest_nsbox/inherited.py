@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 
-class NotInThisBox(RuntimeError):
+class NotInThisBoxError(RuntimeError):
     """The test waits for a process that runs outside its box."""
 
 
@@ -42,8 +42,8 @@ def guard_popen() -> None:
     popen._execute_child, popen._internal_poll, popen._wait = execute_child, internal_poll, _wait
 
 
-def _refusal(process: Any) -> NotInThisBox:
-    return NotInThisBox(
+def _refusal(process: Any) -> NotInThisBoxError:
+    return NotInThisBoxError(
         f"process {process.pid} ({process.args!r}) was started outside this test's box, by a fixture of a wider scope: "
         "the test can reach it, but only pytest's own process can poll or wait for it. "
         "Ask the server itself, or name the fixture in ini sandbox_box_fixtures"

@@ -7,7 +7,6 @@ breaks this module and no other.
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from _pytest._io import TerminalWriter
 from _pytest.fixtures import FixtureDef
+from _pytest.outcomes import TEST_OUTCOME
 from _pytest.runner import SetupState, check_interactive_exception
+
+from pytest_nsbox.real import os
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     Action = Callable[[HookCaller, dict[str, Any]], Any]
 
-__all__ = ["check_interactive_exception"]
+__all__ = ["TEST_OUTCOME", "check_interactive_exception"]
 
 
 class Forked(BaseException):
@@ -85,13 +87,13 @@ def intercept(session: pytest.Session, actions: dict[str, Action]) -> Callable[[
     config.hook = everywhere  # type: ignore[assignment]
 
     def proxy(fspath: Path) -> Any:
-        found = gethookproxy(fspath)
-        return found if found is everywhere else _StandIn(found, actions)  # type: ignore[comparison-overlap]
+        found: Any = gethookproxy(fspath)
+        return found if found is everywhere else _StandIn(found, actions)
 
     session.gethookproxy = proxy  # type: ignore[method-assign,assignment]
 
     def undo() -> None:
-        config.hook = real  # type: ignore[misc]
+        config.hook = real
         del session.gethookproxy
 
     return undo
@@ -117,7 +119,7 @@ class _Impl:
         self._impl = impl
 
     def function(self, *args: Any, **kwargs: Any) -> _Step:
-        return _Step(self._impl.function(*args, **kwargs), _is_own(self._impl))  # type: ignore[arg-type]
+        return _Step(self._impl.function(*args, **kwargs), own=_is_own(self._impl))  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._impl, name)
@@ -134,7 +136,7 @@ class _Step:
     ``finally`` a second time, and so would the garbage collector.
     """
 
-    def __init__(self, generator: Generator[Any, Any, Any], own: bool) -> None:
+    def __init__(self, generator: Generator[Any, Any, Any], *, own: bool) -> None:
         self._generator = generator
         self._own = own
 
@@ -228,7 +230,11 @@ def keep_only_item_in_child(item: pytest.Item) -> None:
         if node is not item:
             state.stack[node] = ([], failure)
     exact = state.teardown_exact
-    state.teardown_exact = lambda nextitem: exact(None)  # type: ignore[method-assign]
+
+    def teardown_exact(nextitem: pytest.Item | None) -> None:  # noqa: ARG001 - the child has no next item
+        exact(None)
+
+    state.teardown_exact = teardown_exact  # type: ignore[method-assign]
 
 
 def drop_item_in_parent(item: pytest.Item) -> None:
@@ -302,8 +308,8 @@ def is_captured(config: pytest.Config) -> bool:
 def forget_unraisable(config: pytest.Config) -> None:
     """Drop what the child inherited and reports: exceptions of ``__del__`` and of threads seen before the fork."""
     for module, name in (("unraisableexception", "unraisable_exceptions"), ("threadexception", "thread_exceptions")):
-        plugin = config.pluginmanager.get_plugin(module)
-        queue = config.stash.get(getattr(plugin, name, None), None) if hasattr(plugin, name) else None
+        key: Any = getattr(config.pluginmanager.get_plugin(module), name, None)
+        queue = config.stash.get(key, None) if key is not None else None
         if queue is not None:
             queue.clear()
 

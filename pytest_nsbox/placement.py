@@ -6,7 +6,7 @@ So what a fixture's set-up leaves in the process is compared, once, when it is f
 
 from __future__ import annotations
 
-import os
+import contextlib
 import socket
 import stat
 import threading
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_nsbox import internals
+from pytest_nsbox.real import os
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -100,8 +101,8 @@ class Placement:
             if seen.seconds > COSTLY:
                 warnings.warn(
                     SandboxWarning(
-                        f"fixture {name!r} {seen.reason}, so every test sets it up in its own box, {seen.seconds:.1f} s "
-                        f"each: sandbox(scope='module') shares a box, ini sandbox_host_fixtures = {name} keeps it outside"
+                        f"fixture {name!r} {seen.reason}, so every test sets it up in its own box, "
+                        f"{seen.seconds:.1f} s each; ini sandbox_host_fixtures = {name} keeps it outside"
                     ),
                     stacklevel=2,
                 )
@@ -157,10 +158,8 @@ class _Process:
 def _descriptors() -> dict[str, str]:
     found = {}
     for fd in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:  # the descriptor of the listing itself
-            pass
     return found
 
 
@@ -168,10 +167,14 @@ def _children() -> frozenset[str]:
     pids: set[str] = set()
     for task in os.listdir("/proc/self/task"):
         try:
-            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
-                pids.update(file.read().split())
+            fd = os.open(f"/proc/self/task/{task}/children", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # a thread that ended, or a kernel without CONFIG_PROC_CHILDREN
-            pass
+            continue
+        try:
+            while data := os.read(fd, 1 << 16):
+                pids.update(data.decode("ascii").split())
+        finally:
+            os.close(fd)
     return frozenset(pids)
 
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_nsbox import forking as forking  # registers its at-fork handlers before other plugins can
+from pytest_nsbox import forking as forking  # noqa: PLC0414 - registers its at-fork handlers before others can
 from pytest_nsbox import settings
-from pytest_nsbox.fixtures import sandbox as sandbox
+from pytest_nsbox.fixtures import sandbox as sandbox  # noqa: PLC0414 - a fixture of the plugin
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from pytest_nsbox.run import Run
 
-RUN: Final = pytest.StashKey["Run"]()
+RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

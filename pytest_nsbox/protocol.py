@@ -19,120 +19,30 @@ Every hook of a plugin or conftest therefore runs once per test; after the fork 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import socket
-import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_nsbox import internals, reporting
+from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
+from pytest_nsbox.follow import Follower, flush_terminal
 from pytest_nsbox.forking import fork_into
 from pytest_nsbox.internals import Forked
-from pytest_nsbox.policy.errors import BoxFailed, SandboxError
-from pytest_nsbox.relay import Channel, ChannelClosed, Frame, Poller, report_from_data, warning_from_data
+from pytest_nsbox.policy.errors import SandboxError
+from pytest_nsbox.relay import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from pluggy import HookCaller
 
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.placement import Placement
-    from pytest_nsbox.policy.spec import Spec
-    from pytest_nsbox.warden.client import Box
-
-ATTEMPT: Final = pytest.StashKey["Attempt"]()
-INTERRUPT_GRACE: Final = 10.0  # seconds that a test has for its teardown after Ctrl-C
-
-
-class Attempt:
-    """One run of one item in one box, seen from pytest's process. A rerun is another attempt."""
-
-    def __init__(self, item: pytest.Item, spec: Spec) -> None:
-        self.item = item
-        self.spec = spec
-        self.phase = "setup"
-        self.box: Box | None = None
-        self.pid = 0
-        self.child: Child | None = None  # set in the child only
-        self.started = 0.0  # of the fork, time.perf_counter
-        self.stopped = 0.0
-        self.reports: dict[str, pytest.TestReport] = {}
-        self.sections: list[tuple[str, str]] = []
-        self.ended = False  # no process of the test is left to wait for
-        self.timed_out = False
-        self.died = False  # before its last frame
-        self.stacks = ""  # of all threads, when it timed out
-        self.paused = False  # a debugger is at work: no deadline
-        self.channel: Channel | None = None
-        self._poller: Poller | None = None
-        self._pidfd = -1
-
-    @property
-    def forked(self) -> bool:
-        return self.pid != 0 or self.child is not None
-
-    def attach(self, pid: int, channel: Channel) -> None:
-        """In pytest's process, right after the fork."""
-        self.pid, self.channel = pid, channel
-        self._pidfd = os.pidfd_open(pid)
-        self._poller = Poller(channel, self._pidfd)
-
-    @property
-    def deadline(self) -> float | None:
-        if self.spec.timeout is None or self.paused:
-            return None
-        return self.started + self.spec.timeout
-
-    def next_frame(self, deadline: float | None) -> Frame | None:
-        """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError."""
-        assert self.channel is not None and self._poller is not None
-        while (frame := self.channel.take()) is None:
-            seconds = None if deadline is None else deadline - time.perf_counter()
-            readable, exited = self._poller.wait(seconds)
-            if readable:
-                if not self.channel.fill(socket.MSG_DONTWAIT if exited else 0):
-                    # End of file with the process alive: it closed the socket. Its end is still worth waiting for.
-                    self._poller.forget_channel()
-                continue
-            if exited:
-                return None
-            raise TimeoutError
-        return frame
-
-    def signal(self, number: int) -> None:
-        """Signal the test's own process; nothing happens if it has ended."""
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            pass
-
-    def interrupt(self) -> None:
-        """What Ctrl-C does: SIGINT to the process group of the test."""
-        try:
-            os.killpg(self.pid, signal.SIGINT)
-        except (ProcessLookupError, PermissionError):
-            self.signal(signal.SIGINT)
-
-    def reap(self) -> int:
-        """Wait for the test's own process; its return code as `subprocess` gives it. Once only."""
-        _, status = os.waitpid(self.pid, 0)
-        self.close()
-        return os.waitstatus_to_exitcode(status)
-
-    def close(self) -> None:
-        self.ended = True
-        if self.channel is not None:
-            self.channel.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
 
 
 class Lockstep:
@@ -143,7 +53,7 @@ class Lockstep:
         self.placement = placement
         self._boxes = boxes
         self._child: Child | None = None
-        self._output_in_step = not internals.is_captured(self.config) or bool(self.config.getoption("usepdb", False))
+        self._follower = Follower(session.config, boxes)
         self._undo = internals.intercept(
             session,
             {
@@ -160,6 +70,7 @@ class Lockstep:
 
     def close(self) -> None:
         self._undo()
+        self._follower.reap_dying(wait=True)
 
     # --- the guard around the whole protocol
 
@@ -171,7 +82,7 @@ class Lockstep:
         except BaseException as error:
             if self._child is not None:
                 self._end_child(error)
-            self._give_up(item)
+            self._follower.give_up(item)
             raise
         if self._child is not None:
             self._child.finish()
@@ -183,16 +94,6 @@ class Lockstep:
         if isinstance(error, pytest.exit.Exception):
             self._child.exited(str(error.msg), error.returncode)
         self._child.crashed(error)
-
-    def _give_up(self, item: pytest.Item) -> None:
-        """The protocol of pytest's process was left by an exception: nothing of the test may stay behind."""
-        attempt = item.stash.get(ATTEMPT, None)
-        if attempt is None or attempt.box is None or attempt.ended:
-            return
-        attempt.box.kill()
-        if attempt.pid:
-            attempt.reap()
-        attempt.box.release()
 
     # --- setup, and the fork in it
 
@@ -208,16 +109,15 @@ class Lockstep:
         ordinary = item.setup
         item.setup = partial(self._setup_in_box, attempt, ordinary)  # type: ignore[method-assign]
         try:
-            result = internals.call_leavable(self.config, caller, kwargs)
+            return internals.call_leavable(self.config, caller, kwargs)
         except Forked as forked:
             forked.undo()
-            self._wait(attempt, "setup")
-            return None
         finally:
             item.__dict__.pop("setup", None)
             if attempt.child is not None:
                 attempt.child.due = "setup"
-        return result
+        self._follower.wait(attempt, "setup")
+        return None
 
     def _setup_in_box(self, attempt: Attempt, ordinary: Callable[[], None]) -> None:
         """Stands in for the item's ``setup()``: outer fixtures here, the rest in the child."""
@@ -225,11 +125,13 @@ class Lockstep:
         item = attempt.item
         try:
             self._set_up_outer_fixtures(item)
-        except (Exception, pytest.skip.Exception, pytest.fail.Exception):
+        except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
+            traceback = error.__traceback__
             # The item's own set-up meets the same failure, after what its teardown counts on (unittest's does).
-            ordinary()
-            raise
-        attempt.box = self._boxes.acquire(item, attempt.spec)
+            with contextlib.suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
+                ordinary()
+            raise error.with_traceback(traceback) from error.__cause__
+        attempt.box = self._boxes.acquire(attempt.spec)
         if self._fork(attempt):
             ordinary()
             return
@@ -256,9 +158,9 @@ class Lockstep:
         box = attempt.box
         assert box is not None
         ours, theirs = socket.socketpair()
-        child = Child(attempt.item, Channel(theirs), lockstep_output=self._output_in_step)
+        child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step)
         random_state = random.getstate()
-        _flush_terminal(self.config)
+        flush_terminal(self.config)
         attempt.started = time.perf_counter()
         try:
             pid = fork_into(box, lambda: self._enter(attempt, child, ours, random_state))
@@ -272,6 +174,7 @@ class Lockstep:
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
+        self._follower.reap_dying()
         return False
 
     def _enter(self, attempt: Attempt, child: Child, ours: socket.socket, random_state: Any) -> None:
@@ -279,7 +182,7 @@ class Lockstep:
         ours.close()
         self._child = attempt.child = child
         assert attempt.box is not None
-        child.enter(partial(self._boxes.enter, attempt.box, attempt.item), random_state)
+        child.enter(partial(self._boxes.enter, attempt.box), random_state)
 
     # --- the other phases, and reports
 
@@ -290,7 +193,7 @@ class Lockstep:
             return caller(**kwargs)
         if attempt.child is not None:
             return self._phase_in_child(attempt.child, "call", caller, kwargs)
-        self._wait(attempt, "call")
+        self._follower.wait(attempt, "call")
         return None
 
     def _teardown(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
@@ -303,7 +206,7 @@ class Lockstep:
         died: BaseException | None = None
         if not attempt.ended:
             try:
-                self._wait(attempt, "teardown")
+                self._follower.wait(attempt, "teardown")
             except SandboxError as error:
                 died = error
         if internals.ends_outer_nodes(attempt.item, kwargs["nextitem"]):
@@ -401,165 +304,3 @@ class Lockstep:
     def _attempt(self, item: pytest.Item) -> Attempt | None:
         attempt = item.stash.get(ATTEMPT, None)
         return attempt if attempt is not None and attempt.forked else None
-
-    # --- waiting for the child
-
-    def _wait(self, attempt: Attempt, phase: str) -> None:
-        """Until the child's report of the phase is here (for teardown: until its process has said its last).
-
-        Raises what ended the test otherwise: `SandboxError`, KeyboardInterrupt, `pytest.exit`.
-        """
-        __tracebackhide__ = True
-        attempt.phase = phase
-        if self._output_in_step and phase != "setup":
-            self._say_go(attempt)
-        while True:
-            if phase != "teardown" and phase in attempt.reports:
-                return
-            try:
-                frame = attempt.next_frame(attempt.deadline)
-            except TimeoutError:
-                self._time_out(attempt)
-                frame = None
-            except ChannelClosed as error:
-                frame = {"t": "failed", "text": str(error)}
-            except KeyboardInterrupt:
-                self._interrupt(attempt)
-                raise
-            if frame is None:
-                self._died(attempt)
-            elif self._take(attempt, frame):
-                return
-
-    def _say_go(self, attempt: Attempt) -> None:
-        _flush_terminal(self.config)
-        assert attempt.channel is not None
-        try:
-            attempt.channel.send("go")
-        except OSError:  # it died meanwhile: the next wait tells how
-            pass
-
-    def _take(self, attempt: Attempt, frame: Frame) -> bool:
-        """Act on one frame; True when it was the last."""
-        self._take_leavings(attempt, frame)
-        kind = frame["t"]
-        if kind == "report":
-            report = report_from_data(self.config, frame["report"])
-            assert report.when is not None
-            attempt.reports[report.when] = report
-            attempt.sections = list(report.sections)
-            if self._output_in_step and report.when == "teardown":
-                self._say_go(attempt)
-        elif kind == "log":
-            attempt.item.ihook.pytest_runtest_logreport(report=report_from_data(self.config, frame["report"]))
-            if self._output_in_step:
-                self._say_go(attempt)
-        elif kind == "ask":
-            self._answer(attempt, frame["what"])
-        elif kind == "pdb":
-            attempt.paused = frame["entered"]
-        elif kind == "end":
-            self._settle(attempt)
-            return True
-        else:
-            self._settle(attempt)
-            self._raise_ending(frame)
-        return False
-
-    def _raise_ending(self, frame: Frame) -> None:
-        kind = frame["t"]
-        if kind == "interrupt":
-            raise KeyboardInterrupt
-        if kind == "exit":
-            raise pytest.exit.Exception(frame["message"], frame["returncode"])
-        if kind == "internal":
-            raise RuntimeError(f"INTERNALERROR in the test's process\n{frame['text']}")
-        if kind == "failed":
-            raise BoxFailed(frame["text"])
-        raise BoxFailed(f"the test's process sent a frame of unknown kind {kind!r}")
-
-    def _take_leavings(self, attempt: Attempt, frame: Frame) -> None:
-        item = attempt.item
-        for data in frame.get("warnings", ()):
-            internals.replay_warning(warning_from_data(data))
-        for name, value in frame.get("attributes", {}).items():
-            setattr(item, name, value)
-        if "random" in frame:
-            _set_random_state(frame["random"])
-        for name, value in frame.get("testsuite_properties", ()):
-            internals.testsuite_properties(self.config).append((name, value))
-        if "failed_subtests" in frame:
-            table, key = internals.failed_subtests(item)
-            table[key] = frame["failed_subtests"]
-        if "stops" in frame:
-            stop, fail = frame["stops"]
-            item.session.shouldstop = stop or item.session.shouldstop
-            item.session.shouldfail = fail or item.session.shouldfail
-        if frame.get("coverage") is not None:
-            self._boxes.coverage(frame["coverage"])
-
-    def _answer(self, attempt: Attempt, what: str) -> None:
-        assert attempt.channel is not None
-        try:
-            attempt.channel.send("reply", value=self._boxes.answer(attempt, what))
-        except Exception as error:
-            attempt.channel.send("reply", error=f"{type(error).__name__}: {error}")
-
-    # --- ends
-
-    def _settle(self, attempt: Attempt) -> None:
-        """The last frame is here: end the box, then reap the child (the kernel wants this order)."""
-        assert attempt.box is not None
-        attempt.stopped = time.perf_counter()
-        attempt.box.kill()
-        attempt.reap()
-
-    def _died(self, attempt: Attempt) -> None:
-        """The test's process ended before its last frame."""
-        assert attempt.box is not None
-        attempt.stopped, attempt.died = time.perf_counter(), True
-        status = attempt.reap()
-        attempt.box.kill()
-        raise reporting.placed(self._boxes.died(attempt, status), *reporting.place_of(attempt.item))
-
-    def _time_out(self, attempt: Attempt) -> None:
-        """Collect the stacks of the test's threads, then kill everything in the box."""
-        assert attempt.box is not None
-        attempt.timed_out = True
-        attempt.stacks = self._boxes.stacks(attempt)
-        attempt.box.kill()
-        attempt.signal(signal.SIGKILL)
-
-    def _interrupt(self, attempt: Attempt) -> None:
-        """Ctrl-C: the test's own teardown runs; a second Ctrl-C or the end of the grace kills the box."""
-        attempt.interrupt()
-        deadline = time.perf_counter() + INTERRUPT_GRACE
-        try:
-            while True:
-                frame = attempt.next_frame(deadline)
-                if frame is None or frame["t"] in ("interrupt", "end", "exit", "failed", "internal"):
-                    break
-        except (TimeoutError, ChannelClosed, KeyboardInterrupt):
-            pass
-        self._settle(attempt)
-
-
-def _flush_terminal(config: pytest.Config) -> None:
-    """Empty the buffers that a fork would double."""
-    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
-    streams: Iterable[Any] = (sys.stdout, sys.stderr, getattr(getattr(terminal, "_tw", None), "_file", None))
-    for stream in streams:
-        if stream is not None:
-            try:
-                stream.flush()
-            except (OSError, ValueError):  # closed by a test that ran without a box
-                pass
-
-
-def _set_random_state(state: Any) -> None:
-    """Carry on where the test left the generator, as one process would."""
-    try:
-        version, numbers, gauss = state
-        random.setstate((version, tuple(numbers), gauss))
-    except (TypeError, ValueError, OverflowError):  # the test's bytes: they may be anything
-        pass

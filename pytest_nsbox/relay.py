@@ -28,7 +28,7 @@ _MARKED: Final = "nsbox_marked"
 Frame = dict[str, Any]
 
 
-class ChannelClosed(Exception):
+class ChannelClosedError(Exception):
     """The other side closed the socket, or wrote something that is not a frame."""
 
 
@@ -56,10 +56,10 @@ class Channel:
         self._send(data)
 
     def receive(self) -> Frame:
-        """Block for one whole frame. Raises `ChannelClosed` at end of file or on rubbish."""
+        """Block for one whole frame. Raises `ChannelClosedError` at end of file or on rubbish."""
         while (frame := self.take()) is None:
             if not self.fill():
-                raise ChannelClosed("the test's process closed its pipe")
+                raise ChannelClosedError("the test's process closed its pipe")
         return frame
 
     def fill(self, flags: int = 0) -> bool:
@@ -78,16 +78,16 @@ class Channel:
             return None
         (length,) = _LENGTH.unpack_from(buffer)
         if length > MAX_FRAME:
-            raise ChannelClosed(f"the test wrote {length} bytes of length where a frame starts")
+            raise ChannelClosedError(f"the test wrote {length} bytes of length where a frame starts")
         if len(buffer) < 4 + length:
             return None
         try:
             frame = self._loads(bytes(memoryview(buffer)[4 : 4 + length]))
         except ValueError:
-            raise ChannelClosed("the test wrote something that is not JSON where a frame starts") from None
+            raise ChannelClosedError("the test wrote something that is not JSON where a frame starts") from None
         del buffer[: 4 + length]
         if not isinstance(frame, dict) or not isinstance(frame.get("t"), str):
-            raise ChannelClosed("the test wrote JSON that is not a frame")
+            raise ChannelClosedError("the test wrote JSON that is not a frame")
         return frame
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_nsbox import reporting, settings
 from pytest_nsbox.policy.record import replace
+from pytest_nsbox.policy.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,8 @@ class Run:
         self._boxes: Boxes | None = None
         self._lockstep: Lockstep | None = None
         self._placement: Placement | None = None
+        self._notes: list[str] = []  # told right after the collection
+        self._base_temp_path: str | None = None
         self._wanted = False  # some test of this session runs in a box
         self.worker_problems: list[str] = []  # what xdist's workers found wrong with marks
 
@@ -53,6 +56,7 @@ class Run:
             json_path = Path(self._settings.json) if self._settings.json else None
             summary = reporting.Summary(rows=self._settings.report, json_path=json_path)
             self._config.pluginmanager.register(summary, "nsbox-summary")
+            self._notes = summary.notes
         idle = options.collectonly or getattr(options, "setupplan", False) or self._distributes
         if self._settings.all and not self._settings.off and not idle:
             self._start_warden()
@@ -60,7 +64,7 @@ class Run:
     def header(self) -> list[str]:
         if self._settings.off:
             return reporting.header(mode="off", facts=None)
-        defaults = settings.Spec.build(self._settings.layers).shown() if self._settings.layers else None
+        defaults = Spec.build(self._settings.layers).shown() if self._settings.layers else None
         if not self._settings.all and not defaults:
             return []
         return reporting.header(mode="all" if self._settings.all else "marked", facts=None, defaults=defaults)
@@ -95,6 +99,10 @@ class Run:
             return
         if resolved.problems:
             raise pytest.UsageError(*resolved.problems)
+        if self._settings.unavailable != "fail" and not session.config.option.collectonly:
+            from pytest_nsbox import doctor
+
+            self._notes += doctor.settle(resolved.specs, self._settings)
         self._wanted = any(spec is not None for spec in resolved.specs.values())
 
     # --- the run
@@ -109,6 +117,7 @@ class Run:
         from pytest_nsbox.placement import Placement
         from pytest_nsbox.protocol import Lockstep
 
+        self._base_temp_path = self._base_temp()
         self._boxes = Boxes(self._config, self._configured_warden)
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
         self._config.pluginmanager.register(self._placement, "nsbox-placement")
@@ -124,7 +133,7 @@ class Run:
     def _configured_warden(self) -> Warden:
         """The warden, told of the paths that are known only now."""
         warden = self._start_warden()
-        found = replace(self._session_config(), base_temp=self._base_temp(), rw_paths=self._read_write_paths())
+        found = replace(self._session_config(), base_temp=self._base_temp_path, rw_paths=self._read_write_paths())
         warden.configure(found)
         return warden
 
@@ -187,4 +196,3 @@ class Run:
         if self._warden is not None:
             self._warden.close()
             self._warden = None
-

@@ -1,0 +1,121 @@
+"""One run of one test in one box, as pytest's own process sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from pytest_nsbox.real import os
+from pytest_nsbox.relay import Channel, Frame, Poller
+
+if TYPE_CHECKING:
+    from pytest_nsbox.child import Child
+    from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.client import Box
+
+ATTEMPT: Final = pytest.StashKey["Attempt"]()
+
+
+class Attempt:
+    """One run of one item in one box, seen from pytest's process. A rerun is another attempt."""
+
+    def __init__(self, item: pytest.Item, spec: Spec) -> None:
+        self.item = item
+        self.spec = spec
+        self.phase = "setup"
+        self.box: Box | None = None
+        self.pid = 0
+        self.child: Child | None = None  # set in the child only
+        self.started = 0.0  # of the fork, time.perf_counter
+        self.stopped = 0.0
+        self.reports: dict[str, pytest.TestReport] = {}
+        self.sections: list[tuple[str, str]] = []
+        self.ended = False  # no process of the test is left to wait for
+        self.timed_out = False
+        self.died = False  # before its last frame
+        self.oom_told = False  # a failed report says already that the kernel killed something
+        self.stacks = ""  # of all threads, when it timed out
+        self.paused = False  # a debugger is at work: no deadline
+        self.channel: Channel | None = None
+        self._poller: Poller | None = None
+        self._pidfd = -1
+
+    @property
+    def forked(self) -> bool:
+        return self.pid != 0 or self.child is not None
+
+    def attach(self, pid: int, channel: Channel) -> None:
+        """In pytest's process, right after the fork."""
+        self.pid, self.channel = pid, channel
+        self._pidfd = os.pidfd_open(pid)
+        self._poller = Poller(channel, self._pidfd)
+
+    @property
+    def deadline(self) -> float | None:
+        if self.spec.timeout is None or self.paused:
+            return None
+        return self.started + self.spec.timeout
+
+    def next_frame(self, deadline: float | None) -> Frame | None:
+        """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError."""
+        assert self.channel is not None
+        assert self._poller is not None
+        while (frame := self.channel.take()) is None:
+            seconds = None if deadline is None else deadline - time.perf_counter()
+            readable, exited = self._poller.wait(seconds)
+            if readable:
+                if not self.channel.fill(socket.MSG_DONTWAIT if exited else 0):
+                    # End of file with the process alive: it closed the socket. Its end is still worth waiting for.
+                    self._poller.forget_channel()
+                continue
+            if exited:
+                return None
+            raise TimeoutError
+        return frame
+
+    def signal(self, number: int) -> None:
+        """Signal the test's own process; nothing happens if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does: SIGINT to the process group of the test."""
+        try:
+            os.killpg(self.pid, signal.SIGINT)
+        except (ProcessLookupError, PermissionError):
+            self.signal(signal.SIGINT)
+
+    def reap(self) -> int:
+        """Wait for the test's own process; its return code as `subprocess` gives it. Once only."""
+        status = reap_child(self.pid)
+        self.close()
+        return os.waitstatus_to_exitcode(status or 0)
+
+    def close(self) -> None:
+        """Let go of the descriptors; the process has said its last."""
+        self.ended = True
+        if self.channel is not None:
+            self.channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def end_box(self) -> None:
+        """Kill what is left in the box, unless files are to be copied out of it yet: then the release does."""
+        assert self.box is not None
+        if not self.spec.artifacts:
+            self.box.kill()
+
+
+def reap_child(pid: int, options: int = 0) -> int | None:
+    """The wait status of a child; None while it lives. 0 if something else in this process collected it."""
+    try:
+        found, status = os.waitpid(pid, options)
+    except ChildProcessError:  # SIGCHLD is ignored, or a fixture waits for any child
+        return 0
+    return status if found else None

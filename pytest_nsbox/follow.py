@@ -1,0 +1,207 @@
+"""Following a test's process from pytest's: its frames as they come, and its end, whatever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_nsbox import internals, reporting
+from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.real import os
+from pytest_nsbox.relay import ChannelClosedError, Frame, report_from_data, warning_from_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_nsbox.boxes import Boxes
+
+INTERRUPT_GRACE: Final = 10.0  # seconds that a test has for its teardown after Ctrl-C
+
+
+class Follower:
+    """Waits for what the children of a session report and how they end."""
+
+    def __init__(self, config: pytest.Config, boxes: Boxes) -> None:
+        self.config = config
+        self.output_in_step = not internals.is_captured(config) or bool(config.getoption("usepdb", False))
+        self._boxes = boxes
+        self._dying: list[int] = []  # children whose last frame came, not reaped yet
+
+    def wait(self, attempt: Attempt, phase: str) -> None:
+        """Until the child's report of the phase is here (for teardown: until its process has said its last).
+
+        Raises what ended the test otherwise: `SandboxError`, KeyboardInterrupt, `pytest.exit`.
+        """
+        __tracebackhide__ = True
+        attempt.phase = phase
+        if self.output_in_step and phase != "setup":
+            self._say_go(attempt)
+        while True:
+            if phase != "teardown" and phase in attempt.reports:
+                return
+            try:
+                frame = attempt.next_frame(attempt.deadline)
+            except TimeoutError:
+                self._time_out(attempt)
+                frame = None
+            except ChannelClosedError as error:
+                frame = {"t": "failed", "text": str(error)}
+            except KeyboardInterrupt:
+                self._interrupt(attempt)
+                raise
+            if frame is None:
+                self._died(attempt)
+            elif self._take(attempt, frame):
+                return
+
+    def _say_go(self, attempt: Attempt) -> None:
+        flush_terminal(self.config)
+        assert attempt.channel is not None
+        with contextlib.suppress(OSError):  # it died meanwhile: the next wait tells how
+            attempt.channel.send("go")
+
+    def _take(self, attempt: Attempt, frame: Frame) -> bool:
+        """Act on one frame; True when it was the last."""
+        self._take_leavings(attempt, frame)
+        kind = frame["t"]
+        if kind == "report":
+            report = report_from_data(self.config, frame["report"])
+            assert report.when is not None
+            if report.failed:
+                self._boxes.blame_oom(attempt, report)
+            attempt.reports[report.when] = report
+            attempt.sections = list(report.sections)
+            if self.output_in_step and report.when == "teardown":
+                self._say_go(attempt)
+        elif kind == "log":
+            attempt.item.ihook.pytest_runtest_logreport(report=report_from_data(self.config, frame["report"]))
+            if self.output_in_step:
+                self._say_go(attempt)
+        elif kind == "ask":
+            self._answer(attempt, frame["what"])
+        elif kind == "pdb":
+            attempt.paused = frame["entered"]
+        elif kind == "end":
+            self._settle(attempt)
+            return True
+        else:
+            self._settle(attempt)
+            self._raise_ending(frame)
+        return False
+
+    def _raise_ending(self, frame: Frame) -> None:
+        kind = frame["t"]
+        if kind == "interrupt":
+            raise KeyboardInterrupt
+        if kind == "exit":
+            raise pytest.exit.Exception(frame["message"], frame["returncode"])
+        if kind == "internal":
+            raise RuntimeError(f"INTERNALERROR in the test's process\n{frame['text']}")
+        if kind == "failed":
+            raise BoxFailed(frame["text"])
+        raise BoxFailed(f"the test's process sent a frame of unknown kind {kind!r}")
+
+    def _take_leavings(self, attempt: Attempt, frame: Frame) -> None:
+        item = attempt.item
+        for data in frame.get("warnings", ()):
+            internals.replay_warning(warning_from_data(data))
+        for name, value in frame.get("attributes", {}).items():
+            setattr(item, name, value)
+        if "random" in frame:
+            _set_random_state(frame["random"])
+        for name, value in frame.get("testsuite_properties", ()):
+            internals.testsuite_properties(self.config).append((name, value))
+        if "failed_subtests" in frame:
+            table, key = internals.failed_subtests(item)
+            table[key] = frame["failed_subtests"]
+        if "stops" in frame:
+            stop, fail = frame["stops"]
+            item.session.shouldstop = stop or item.session.shouldstop
+            item.session.shouldfail = fail or item.session.shouldfail
+        if frame.get("coverage") is not None:
+            self._boxes.coverage(frame["coverage"])
+
+    def _answer(self, attempt: Attempt, what: str) -> None:
+        assert attempt.channel is not None
+        try:
+            attempt.channel.send("reply", value=self._boxes.answer(attempt, what))
+        except Exception as error:  # noqa: BLE001 - the test is told, whatever it is
+            attempt.channel.send("reply", error=f"{type(error).__name__}: {error}")
+
+    # --- ends
+
+    def _settle(self, attempt: Attempt) -> None:
+        """The last frame is here: end the box. The child, whose memory takes a while to go, is reaped later."""
+        assert attempt.box is not None
+        attempt.stopped = time.perf_counter()
+        attempt.end_box()
+        attempt.box.begin_release()
+        attempt.close()
+        self._dying.append(attempt.pid)
+
+    def reap_dying(self, *, wait: bool = False) -> None:
+        """Collect children that ended since; an init cannot go before its box's processes are reaped."""
+        self._dying = [pid for pid in self._dying if reap_child(pid, 0 if wait else os.WNOHANG) is None]
+
+    def _died(self, attempt: Attempt) -> None:
+        """The test's process ended before its last frame."""
+        attempt.stopped, attempt.died = time.perf_counter(), True
+        status = attempt.reap()
+        attempt.end_box()
+        raise reporting.placed(self._boxes.died(attempt, status), *reporting.place_of(attempt.item))
+
+    def _time_out(self, attempt: Attempt) -> None:
+        """Collect the stacks of the test's threads, then kill everything in the box."""
+        attempt.timed_out = True
+        attempt.stacks = self._boxes.stacks(attempt)
+        attempt.end_box()
+        attempt.signal(signal.SIGKILL)
+
+    def _interrupt(self, attempt: Attempt) -> None:
+        """Ctrl-C: the test's own teardown runs; a second Ctrl-C or the end of the grace kills the box."""
+        attempt.interrupt()
+        deadline = time.perf_counter() + INTERRUPT_GRACE
+        try:
+            while True:
+                frame = attempt.next_frame(deadline)
+                if frame is None or frame["t"] in ("interrupt", "end", "exit", "failed", "internal"):
+                    break
+        except (TimeoutError, ChannelClosedError, KeyboardInterrupt):
+            pass
+        self._settle(attempt)
+
+    def give_up(self, item: pytest.Item) -> None:
+        """The protocol of pytest's process was left by an exception: nothing of the test may stay behind."""
+        attempt = item.stash.get(ATTEMPT, None)
+        if attempt is None or attempt.box is None or attempt.ended:
+            return
+        attempt.box.kill()
+        if attempt.pid:
+            attempt.reap()
+        attempt.box.begin_release()
+
+
+def flush_terminal(config: pytest.Config) -> None:
+    """Empty the buffers that a fork would double."""
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    streams: Iterable[Any] = (sys.stdout, sys.stderr, getattr(getattr(terminal, "_tw", None), "_file", None))
+    for stream in streams:
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):  # closed by a test that ran without a box
+                stream.flush()
+
+
+def _set_random_state(state: Any) -> None:
+    """Carry on where the test left the generator, as one process would."""
+    try:
+        version, numbers, gauss = state
+        random.setstate((version, tuple(numbers), gauss))
+    except (TypeError, ValueError, OverflowError):  # the test's bytes: they may be anything
+        pass

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 TAG = "NSBOX_TEST_RUN"
 PARENT = "PYTEST_NSBOX_CGROUP_PARENT"
@@ -139,10 +140,21 @@ def claim() -> tuple[str, Path]:
     os.environ[TAG] = tag
     os.environ["TMPDIR"] = str(tmp)
     tempfile.tempdir = None
-    parent = os.environ.get(PARENT)
+    parent = os.environ.get(PARENT) or default_parent()
     if parent:
         os.environ[PARENT] = f"{OWN_PARENT.sub('', parent).rstrip('/')}/tests-{os.getpid()}"
     return tag, tmp
+
+
+def default_parent() -> str:
+    """The group that this process is in, "/" where that differs from hierarchy to hierarchy; "" to name none.
+
+    None on v2 below the root: there the process must first leave its group, and that is the product's to do.
+    """
+    paths = {hierarchy.path for hierarchy in own_hierarchies()}
+    if any(hierarchy.v2 and hierarchy.path != "/" for hierarchy in own_hierarchies()):
+        return ""
+    return paths.pop() if len(paths) == 1 else "/"
 
 
 def kill_and_reap(pid: int) -> None:
@@ -172,18 +184,27 @@ def cgroup_mounts() -> Iterator[tuple[str, str, frozenset[str]]]:
             yield fields[4], fields[3], frozenset(options.split(",")) if kind == "cgroup" else frozenset({""})
 
 
+class Hierarchy(NamedTuple):
+    point: str
+    path: str  # of this process' group, relative to the mount
+    v2: bool  # and the limits are there, not in v1 hierarchies beside it
+
+
+def own_hierarchies() -> Iterator[Hierarchy]:
+    """Where this process is, in every mounted hierarchy."""
+    paths = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+    for point, root, options in cgroup_mounts():
+        v2 = "" in options and "memory" in Path(point, "cgroup.controllers").read_text(encoding="utf-8").split()
+        for _, names, path in paths:
+            if set(names.split(",")) <= options:
+                yield Hierarchy(point, os.path.normpath(f"/{os.path.relpath(path, root)}"), v2)
+
+
 def own_cgroup_directories() -> Iterator[tuple[str, str]]:
     """(directory, prefix of the children that are ours or "" for all of it), one per hierarchy."""
     parent = os.environ.get(PARENT)
-    if parent:
-        for point, _, _ in cgroup_mounts():
-            yield f"{point}/{parent.strip('/')}", ""
-        return
-    paths = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
-    for point, root, options in cgroup_mounts():
-        for _, names, path in paths:
-            if set(names.split(",")) <= options:
-                yield os.path.normpath(f"{point}/{os.path.relpath(path, root)}"), "nsbox-"
+    for point, path, _ in own_hierarchies():
+        yield (f"{point}/{parent.strip('/')}", "") if parent else (os.path.normpath(f"{point}{path}"), "nsbox-")
 
 
 def interfaces() -> list[str]:

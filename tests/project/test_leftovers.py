@@ -54,7 +54,7 @@ def test_a_directory_in_the_temporary_directory_is_seen(leftovers: Leftovers):
 
 
 @pytest.mark.needs("root", "cgroup:pids")
-@pytest.mark.skipif(PARENT not in os.environ, reason=f"{PARENT} is unset: the groups are not this run's alone")
+@pytest.mark.skipif(PARENT not in os.environ, reason=f"{PARENT} names no group")
 def test_a_control_group_is_seen(leftovers: Leftovers):
     before = leftovers.snapshot()
     parent = os.environ[PARENT].strip("/")

@@ -355,18 +355,19 @@ def set_report_sections(item: pytest.Item, sections: Sequence[tuple[str, str]]) 
 
 
 def drop_own_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Take this plugin's hidden frames out of a traceback.
+    """Take the frames of lockstep that lie between pytest's and the user's out of a traceback.
 
-    Hidden is not enough: where all frames but pytest's are hidden, pytest shows its own, unless there are others.
+    To hide them is not enough: where all frames but pytest's are hidden, pytest shows its own, unless there are others.
     """
     package = os.path.dirname(__file__)
-    previous = excinfo.tb
-    while (frame := previous.tb_next) is not None:
-        code, variables = frame.tb_frame.f_code, frame.tb_frame.f_locals
-        if code.co_filename.startswith(package) and "__tracebackhide__" in variables:
-            previous.tb_next = frame.tb_next
-        else:
-            previous = frame
+    own = {os.path.join(package, name) for name in ("protocol.py", "internals.py", "placement.py", "plugin.py")}
+    foreign, passed = excinfo.tb, []
+    while (frame := foreign.tb_next if not passed else passed[-1].tb_next) is not None:
+        if frame.tb_frame.f_code.co_filename in own:
+            passed.append(frame)
+            continue
+        foreign.tb_next = frame  # past those of ours
+        foreign, passed = frame, []
 
 
 def marked_text(longrepr: Any) -> str:

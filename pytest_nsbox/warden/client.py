@@ -17,13 +17,17 @@ Nothing here uses threads; all of it belongs to one thread of pytest.
 from __future__ import annotations
 
 import _socket
+import signal
 import sys
+from contextlib import suppress
 
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import keyword_record, record
+from pytest_nsbox.policy.users import find_user
 from pytest_nsbox.real import os
 from pytest_nsbox.warden import messages as m
+from pytest_nsbox.warden.late import find_late
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,11 +134,14 @@ class Warden:
             # acquire() will find out, and tell.
             return
 
+    def _shared(self) -> tuple[str, ...]:
+        config = self._config
+        return (*([config.base_temp] if config.base_temp else []), *config.rw_paths, *config.shared_paths)
+
     def _request(self, key: Spec) -> int:
         if not self._configured:
             config = self._config
-            shared = (*([config.base_temp] if config.base_temp else []), *config.rw_paths, *config.shared_paths)
-            self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, shared, config.pool))
+            self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, self._shared(), config.pool))
             self._configured = True
         self._number += 1
         self._channel.send(m.Make(self._number, key.to_json()))
@@ -152,7 +159,16 @@ class Warden:
             answer, fds = self._wait(number)
         except OSError as error:
             self._died(str(error))
-        return Box(self, m.expect(answer, m.Made), fds, spec)
+        made = m.expect(answer, m.Made)
+        box = Box(self, made, fds, spec)
+        late = find_late(self._shared(), sockets=made.sockets)
+        if any(made.bound.get(path) != [*place] for path, place in late.items()):
+            try:
+                self.ask(m.Refresh(self.next_number(), box.name), m.Done)
+            except BoxFailed:
+                box.release()
+                raise
+        return box
 
     def forget(self) -> None:
         """Give back the boxes that were made ahead."""
@@ -231,8 +247,11 @@ class Warden:
             problems = self.ask(m.Close(self.next_number()), m.Closed).problems
         except (BoxFailed, OSError, m.ProtocolError) as error:
             problems = (str(error),)
+            # What it leaves the next session sweeps.
+            os.kill(self.pid, signal.SIGKILL)
         self.close_in_child()
-        os.waitpid(self.pid, 0)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
         self.pid = -1
         return problems
 
@@ -316,6 +335,10 @@ class Box:
             except (OSError, ValueError) as error:
                 raise KernelError("setrlimit", f"{name}={soft}:{hard}", getattr(error, "errno", None) or 1) from None
         self._change_directory()
+        if self.spec.user is not None:
+            user = find_user(self.spec.user, _text_of("/etc/passwd"), _text_of("/etc/group"))
+            process.become(user.uid, user.gid, user.groups)
+            process.set_dumpable(dumpable=True)
 
     def _change_directory(self) -> None:
         path = self.spec.workdir or self._cwd
@@ -328,8 +351,14 @@ class Box:
                 raise KernelError("chdir", path, error.errno or 0) from None
 
     def kill(self) -> None:
-        """Kill every process of the box, at once. Its child of ours must then be reaped, or the box cannot end."""
-        process.kill(self.pidfd)
+        """Kill every process of the box, at once. Its child of ours must then be reaped, or the box cannot end.
+
+        The box's mounts live on if there are artifacts to copy out of it.
+        """
+        if self.spec.artifacts:
+            self._warden.ask(m.Kill(self._warden.next_number(), self.name), m.Done)
+        else:
+            process.kill(self.pidfd)
 
     def counters(self) -> dict[str, str]:
         """Return the counter files of the box's cgroups so far, for policy.usage."""
@@ -340,23 +369,28 @@ class Box:
         answer = self._warden.ask(m.Compare(self._warden.next_number(), self.name), m.Changes)
         return [(kind, path) for kind, path in answer.changes]
 
-    def begin_release(self) -> None:
+    def begin_release(self, artifacts_to: str = "") -> None:
         """Ask the warden for `release` without waiting for its answer; its work goes on meanwhile."""
         if self._releasing is None:
             number = self._warden.next_number()
-            request = m.Release(number, self.name, self.spec.artifacts, "", self.spec.workdir or "/")
+            workdir = self.spec.workdir or _working_directory() or "/"
+            globs = self.spec.artifacts if artifacts_to else ()
+            request = m.Release(number, self.name, globs, artifacts_to, workdir)
             self._releasing = number
             try:
                 self._warden.tell(request)
             finally:
                 self._close_fds()
 
-    def release(self) -> Released:
+    def release(self, artifacts_to: str = "") -> Released:
         """Give the box back: kill what is left in it and return what it used.
 
         The box's last process ends only when its child of ours is reaped; that may be later.
+
+        artifacts_to  the directory that copies of what the spec's `artifacts` match are put in, made if it is missing;
+                      relative globs start at the spec's working directory, else at ours
         """
-        self.begin_release()
+        self.begin_release(artifacts_to)
         assert self._releasing is not None
         answer = self._warden.answer(self._releasing, m.Released)
         return Released(answer.texts, answer.files_changed, answer.artifacts, answer.problems)
@@ -375,6 +409,14 @@ def _working_directory() -> str | None:
     except OSError:
         # Removed under us.
         return None
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _raise_ulimits(spec: Spec) -> None:

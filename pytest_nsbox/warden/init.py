@@ -80,6 +80,8 @@ def _prepare(doors: Doors, plan: Plan, control: int, place: str, views: Views) -
         doors.become(0, 0)
     for op in plan.init:
         if isinstance(op, SetClocks):
+            # The file belongs to us only while we are dumpable, which the change of ids has just ended.
+            doors.set_dumpable(dumpable=True)
             doors.unshare(NEWTIME)
             doors.set_clock_offsets(op.monotonic, op.boottime)
     _enter_root(doors, plan, tree, views)

@@ -16,7 +16,7 @@ from pytest_nsbox.policy.record import fields, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any, TypeAlias, TypeVar
 
     M = TypeVar("M")
@@ -125,7 +125,7 @@ class Made:
     pid: int
     namespaces: int
     clock: bool
-    bound: dict[str, tuple[int, int]]
+    bound: Mapping[str, Sequence[int]]
     sockets: bool
     fds: int
 

@@ -20,8 +20,7 @@ import os
 import select
 import signal
 import time
-from _socket import MSG_DONTWAIT
-from _socket import socket
+from _socket import MSG_DONTWAIT, socket
 from collections import deque
 
 from pytest_nsbox.kernel import process
@@ -49,8 +48,10 @@ _MOST_WASTE = 12
 class Server:
     """The state of a warden."""
 
-    def __init__(self, channel: m.Channel, doors: Doors) -> None:
+    def __init__(self, channel: m.Channel, doors: Doors, parent: int = -1) -> None:
         self.channel = channel
+        # The client's pidfd: a process that it forked may hold its end of the socket for longer than it lives.
+        self.parent = parent
         self.doors = doors
         self.config: m.Configure | None = None
         self.session: Session | None = None
@@ -72,13 +73,17 @@ class Server:
         control = self.channel.sock.fileno()
         self.poll.register(control, select.EPOLLIN)
         alive = True
+        if self.parent >= 0:
+            self.poll.register(self.parent, select.EPOLLIN)
         while alive and self.closing is None:
             ready = self.poll.poll(0 if self.wanted or self.waste else None)
             for fd, _ in ready:
                 if fd in self.watched:
                     self.watched[fd]()
             try:
-                if any(fd == control for fd, _ in ready):
+                if any(fd == self.parent for fd, _ in ready):
+                    alive = False
+                elif any(fd == control for fd, _ in ready):
                     alive = self._listen()
                 elif self.wanted:
                     self._make(self.wanted.popleft())
@@ -288,7 +293,7 @@ class Server:
             for fd, _ in self.poll.poll(rest):
                 if fd in self.watched:
                     self.watched[fd]()
-                elif self.closing is None or not self._drain():
+                elif fd == self.parent or not self._drain():
                     self.poll.unregister(fd)
         for box in list(self.boxes.values()):
             self._bury(box)
@@ -334,5 +339,5 @@ def main(fd: int) -> None:
     # Inits are forks of this process: what a collection would touch, each of them would have to copy.
     gc.disable()
     gc.freeze()
-    Server(channel, Doors()).run()
+    Server(channel, Doors(), process.open_pidfd(os.getppid())).run()
     os._exit(0)

@@ -22,7 +22,7 @@ from pytest_nsbox.kernel import cgroup, namespaces, process
 from pytest_nsbox.kernel.mount import NODEV, RDONLY, read_mounts
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.hostmounts import Mounted, is_within, parse_mountinfo, visible
-from pytest_nsbox.policy.plan import OWN, HostFacts, HostMount, Plan
+from pytest_nsbox.policy.plan import OWN, Bind, HostFacts, HostMount, Plan
 from pytest_nsbox.warden import directory
 from pytest_nsbox.warden.tree import Tree
 
@@ -83,7 +83,9 @@ class Session:
             group=_read("/etc/group"),
         )
         self._attach_clone(self.layers, "shifted", shifted=True)
-        self._attach_clone("volumes", "volumes")
+        # The parts of the directory that mounts are made from.
+        for place in (self.layers, "volumes"):
+            self._attach_clone(place, place)
         # Now nothing below comes along when a volume is the whole temporary directory.
         self.doors.make_unbindable(".")
         self.cgroups = cgroup.open_session(self.cgroup_parent, self.name, files=self.doors.cgroup_files)
@@ -130,6 +132,7 @@ class Session:
                 return tree
         if not plan.shifted:
             self._clone_plain()
+        self.make_volumes(plan)
         self._trees += 1
         tree = Tree(self, f"t{self._trees}", plan)
         try:
@@ -153,13 +156,11 @@ class Session:
         """Return the directory of the host's mounts for boxes that are (not) shifted."""
         return "host" if shifted else "plain"
 
-    def volume(self, name: str) -> str:
-        """Return the directory of the named volume `name`, made at its first use."""
-        path = f"volumes/{name}"
-        if not os.path.isdir(path):
-            self.act_as(shifted=False)
-            self.doors.make_directory(path)
-        return path
+    def make_volumes(self, plan: Plan) -> None:
+        """Make the named volumes of `plan` that are not there yet, volumes/<name>."""
+        for op in plan.tree:
+            if isinstance(op, Bind) and op.kind == "volume" and not os.path.isdir(f"volumes/{op.source}"):
+                self.doors.make_directory(f"volumes/{op.source}")
 
     def clone_for_box(self, source: str, *, shifted: bool, readonly: bool, user: tuple[int, int] | None = None) -> int:
         """Return a detached mount of the host's `source`, to be attached in a box.

@@ -220,7 +220,7 @@ class _Builder:
         ]
         mount = self.doors.new_mount("overlay", options, NODEV if self.shifted else 0, op.target)
         self.tree.overlays.append(mount)
-        self.tree.layers.append(Layer(op.number, op.target, f"{self.tree.scratch}/{op.number}"))
+        self.tree.layers.append(Layer(op.number, op.target, layer))
         self._put(mount, op.target)
 
     def show(self, op: plans.ShowMount) -> None:
@@ -231,7 +231,7 @@ class _Builder:
         )
 
     def bind(self, op: plans.Bind) -> None:
-        source = self.session.volume(op.source) if op.kind == "volume" else op.source
+        source = f"volumes/{op.source}" if op.kind == "volume" else op.source
         mount = self.session.clone_for_box(
             source, shifted=self.shifted, readonly=op.readonly, user=self.tree.plan.user if op.shared else None
         )

@@ -361,7 +361,8 @@ def drop_own_frames(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
     """
     package = os.path.dirname(__file__)
     own = {os.path.join(package, name) for name in ("protocol.py", "internals.py", "placement.py", "plugin.py")}
-    foreign, passed = excinfo.tb, []
+    foreign = excinfo.tb
+    passed: list[Any] = []
     while (frame := foreign.tb_next if not passed else passed[-1].tb_next) is not None:
         if frame.tb_frame.f_code.co_filename in own:
             passed.append(frame)

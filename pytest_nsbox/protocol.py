@@ -130,7 +130,8 @@ class Lockstep:
             # The item's own set-up meets the same failure, after what its teardown counts on (unittest's does).
             with contextlib.suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
                 ordinary()
-            raise error.with_traceback(traceback)  # noqa: B904 - the same error; `from` would hide what caused it
+            error.__traceback__ = traceback
+            raise
         attempt.box = self._boxes.acquire(attempt.spec)
         if self._fork(attempt):
             ordinary()

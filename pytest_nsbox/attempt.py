@@ -33,6 +33,7 @@ class Attempt:
         self.child: Child | None = None  # set in the child only
         self.started = 0.0  # of the fork, time.perf_counter
         self.stopped = 0.0
+        self.keywords: Frame = {}  # of the item at the fork, as reports spell them
         self.reports: dict[str, pytest.TestReport] = {}
         self.sections: list[tuple[str, str]] = []
         self.ended = False  # no process of the test is left to wait for

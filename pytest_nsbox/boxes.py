@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.client import Box, Released, Warden
 
 STACKS_SIGNAL: Final = signal.SIGRTMIN + 1
+ARTIFACTS: Final = "sandbox-artifacts"  # in rootdir
 STACKS_PATIENCE: Final = 1.0  # seconds for faulthandler to write the stacks of a test that timed out
 
 
@@ -88,7 +90,7 @@ class Boxes:
         if what == "changes":
             return box.changes()
         if what == "inspect":
-            return box.inspect()
+            return inspect(attempt)
         raise ValueError(f"the sandbox fixture asked for {what!r}")
 
     def coverage(self, data: Data) -> None:
@@ -138,16 +140,69 @@ class Boxes:
             files_changed=released.files_changed,
         )
         results.attach(report, usage.as_properties(used), attempt.spec.to_json())
+        told = [*(f"copied {path}" for path in released.artifacts), *released.problems]
+        if told:
+            report.sections.append(("sandbox artifacts", "\n".join(told)))
         if used.get("oom_kills") and not (attempt.died or attempt.oom_told):
             reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
+
+    def begin_release(self, attempt: Attempt) -> None:
+        """Let the warden take the box back; what it used is asked for later."""
+        assert attempt.box is not None
+        wanted = attempt.spec.artifacts
+        root = self._config.rootpath / ARTIFACTS
+        attempt.box.begin_release(os.fspath(root / artifacts_path(attempt.item.nodeid)) if wanted else "")
 
     def _release(self, attempt: Attempt) -> Released:
         """Give the box back, once; what it used is remembered until the teardown report."""
         released = self._released.get(id(attempt))
         if released is None:
             assert attempt.box is not None
+            self.begin_release(attempt)
             released = self._released[id(attempt)] = attempt.box.release()
         return released
+
+
+def artifacts_path(nodeid: str) -> str:
+    """Where below `ARTIFACTS` the files of a test go: its nodeid, as a path that stays there and that a disk takes."""
+    file, colons, name = nodeid.partition("::")
+    parts = [part if part not in ("", ".", "..") else "_" for part in file.split("/")]
+    last = parts[-1] + colons + name.replace("/", "_").replace("\0", "_")
+    if len(os.fsencode(last)) > 200:
+        last = last[:40] + "-" + hashlib.sha256(os.fsencode(last)).hexdigest()[:16]
+    return "/".join([*parts[:-1], last])
+
+
+def inspect(attempt: Attempt) -> dict[str, Any]:
+    """What the kernel tells of the box and of the process in it, under Docker's names."""
+    process = f"/proc/{attempt.pid}"
+    assert attempt.box is not None
+    return {
+        "Id": attempt.box.name,
+        "Name": attempt.box.name,
+        "State": "running",
+        "Pid": attempt.pid,
+        "Namespaces": {kind: os.readlink(f"{process}/ns/{kind}") for kind in os.listdir(f"{process}/ns")},
+        "Mounts": [_mount(line) for line in _lines(f"{process}/mountinfo")],
+        "Networks": {attempt.spec.net: {}},
+        "Cgroup": {line.split(":", 2)[1]: line.split(":", 2)[2] for line in _lines(f"{process}/cgroup")},
+        "Limits": attempt.spec.shown(),
+        "Image": attempt.spec.rootfs,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().splitlines()
+
+
+def _mount(line: str) -> dict[str, str]:
+    """One line of mountinfo (proc(5))."""
+    fields, _, filesystem = line.partition(" - ")
+    kind, source, _ = filesystem.split(" ", 2)
+    _, _, _, _, target, options, *_ = fields.split(" ")
+    return {"Type": kind, "Source": source, "Destination": target, "Options": options}
 
 
 def trim_stacks(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_nsbox import inherited, internals
 from pytest_nsbox.real import os
-from pytest_nsbox.relay import Channel, is_plain, report_to_data, warning_to_data
+from pytest_nsbox.relay import Channel, is_plain, passed_to_data, report_to_data, warning_to_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,7 @@ class Child:
         self.item = item
         self.config = item.config
         self.channel = channel
+        self.keywords: dict[str, Any] = dict.fromkeys(item.keywords, 1)  # as a report spells them
         self.due: str | None = None  # the phase whose report the next makereport makes
         self.last_report: pytest.TestReport | None = None
         self._lockstep_output = lockstep_output
@@ -117,7 +118,11 @@ class Child:
     def report(self, report: pytest.TestReport) -> None:
         """Send the report of a phase, and what else the phase left."""
         self.due, self.last_report = None, report
-        self.channel.send("report", report=self._serialise(report), **self._left_by_phase())
+        passed = passed_to_data(report, self.keywords)
+        if passed is not None:
+            self.channel.send("passed", report=passed, **self._left_by_phase())
+        else:
+            self.channel.send("report", report=self._serialise(report), **self._left_by_phase())
         if self._lockstep_output:
             self.await_go()
 

@@ -15,7 +15,7 @@ from pytest_nsbox import internals, reporting
 from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.real import os
-from pytest_nsbox.relay import ChannelClosedError, Frame, report_from_data, warning_from_data
+from pytest_nsbox.relay import ChannelClosedError, Frame, passed_from_data, report_from_data, warning_from_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,8 +71,8 @@ class Follower:
         """Act on one frame; True when it was the last."""
         self._take_leavings(attempt, frame)
         kind = frame["t"]
-        if kind == "report":
-            report = report_from_data(self.config, frame["report"])
+        if kind in ("report", "passed"):
+            report = self._read_report(attempt, frame)
             assert report.when is not None
             if report.failed:
                 self._boxes.blame_oom(attempt, report)
@@ -95,6 +95,11 @@ class Follower:
             self._settle(attempt)
             self._raise_ending(frame)
         return False
+
+    def _read_report(self, attempt: Attempt, frame: Frame) -> pytest.TestReport:
+        if frame["t"] == "passed":
+            return passed_from_data(attempt.item, attempt.keywords, frame["report"])
+        return report_from_data(self.config, frame["report"])
 
     def _raise_ending(self, frame: Frame) -> None:
         kind = frame["t"]
@@ -142,7 +147,7 @@ class Follower:
         assert attempt.box is not None
         attempt.stopped = time.perf_counter()
         attempt.end_box()
-        attempt.box.begin_release()
+        self._boxes.begin_release(attempt)
         attempt.close()
         self._dying.append(attempt.pid)
 

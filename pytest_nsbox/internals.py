@@ -17,6 +17,7 @@ from _pytest.fixtures import FixtureDef
 from _pytest.outcomes import TEST_OUTCOME
 from _pytest.runner import SetupState, check_interactive_exception
 
+from pytest_nsbox.kernel.libc import keep_for_ever
 from pytest_nsbox.real import os
 
 if TYPE_CHECKING:
@@ -125,9 +126,6 @@ class _Impl:
         return getattr(self._impl, name)
 
 
-_suspended: list[Generator[Any, Any, Any]] = []
-
-
 class _Step:
     """The generator of a wrapper that `Forked` may leave.
 
@@ -139,6 +137,7 @@ class _Step:
     def __init__(self, generator: Generator[Any, Any, Any], *, own: bool) -> None:
         self._generator = generator
         self._own = own
+        self._left = False
 
     def __next__(self) -> Any:
         return next(self._generator)
@@ -161,10 +160,11 @@ class _Step:
         if self._own:
             self._generator.close()
         else:
-            _suspended.append(self._generator)
+            self._left = True
+            keep_for_ever(self._generator)
 
     def close(self) -> None:
-        if self._generator not in _suspended[-1:]:
+        if not self._left:
             self._generator.close()
 
     def __getattr__(self, name: str) -> Any:

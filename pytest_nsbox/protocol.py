@@ -160,6 +160,7 @@ class Lockstep:
         assert box is not None
         ours, theirs = socket.socketpair()
         child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step)
+        attempt.keywords = child.keywords
         random_state = random.getstate()
         flush_terminal(self.config)
         attempt.started = time.perf_counter()

@@ -13,12 +13,12 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
+
 from pytest_nsbox.internals import marked_text
 
 if TYPE_CHECKING:
     import socket
-
-    import pytest
 
 MAX_FRAME: Final = 1 << 30  # bytes; a longer length means that the test scribbled over our descriptor
 _LENGTH: Final = struct.Struct(">I")
@@ -152,6 +152,28 @@ def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
     if properties:
         data["user_properties"] = [(name, _property_value(value)) for name, value in properties]
     return dict(data)
+
+
+_OF_THE_ITEM: Final = ("nodeid", "location", "keywords")
+
+
+def passed_to_data(report: pytest.TestReport, keywords: Frame) -> Frame | None:
+    """What is particular to a report of a phase that passed in silence, which most do; None for any other.
+
+    The rest stands in pytest's process already: see `passed_from_data`. ``keywords`` are the item's at the fork.
+    """
+    fields = report.__dict__
+    if type(report) is not pytest.TestReport or fields.get("longrepr") is not None or fields["keywords"] != keywords:
+        return None
+    data = {name: value for name, value in fields.items() if name not in _OF_THE_ITEM}
+    return data if is_plain(data) else None
+
+
+def passed_from_data(item: pytest.Item, keywords: Frame, data: Frame) -> pytest.TestReport:
+    """The report that `passed_to_data` told the particulars of."""
+    report = object.__new__(pytest.TestReport)
+    report.__dict__.update(nodeid=item.nodeid, location=item.location, keywords=dict(keywords), **data)
+    return report
 
 
 def is_plain(value: object, depth: int = 4) -> bool:

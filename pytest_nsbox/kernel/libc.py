@@ -74,3 +74,8 @@ class Buffer:
     def word(self, offset: int) -> int:
         """Return the native int at `offset`."""
         return ctypes.c_int.from_buffer(self._memory, offset).value
+
+
+def keep_for_ever(value: object) -> None:
+    """Leak a reference, so that `value` is never finalised, not even when the interpreter ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

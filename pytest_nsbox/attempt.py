@@ -41,6 +41,7 @@ class Attempt:
         self.died = False  # before its last frame
         self.oom_told = False  # a failed report says already that the kernel killed something
         self.stacks = ""  # of all threads, when it timed out
+        self.backstop: float | None = None  # seconds after which another plugin's limit is enforced from outside
         self.paused = False  # a debugger is at work: no deadline
         self.channel: Channel | None = None
         self._poller: Poller | None = None
@@ -58,9 +59,16 @@ class Attempt:
 
     @property
     def deadline(self) -> float | None:
-        if self.spec.timeout is None or self.paused:
+        """When the box is killed, on the clock of ``time.perf_counter``."""
+        if self.paused:
             return None
-        return self.started + self.spec.timeout
+        limits = [limit for limit in (self.spec.timeout, self.backstop) if limit is not None]
+        return self.started + min(limits) if limits else None
+
+    @property
+    def stopped_by_backstop(self) -> bool:
+        """Of a test that timed out: not its own ``timeout`` but another plugin's limit was the shorter."""
+        return self.backstop is not None and (self.spec.timeout is None or self.backstop < self.spec.timeout)
 
     def next_frame(self, deadline: float | None) -> Frame | None:
         """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError."""

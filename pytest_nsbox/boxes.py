@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_nsbox import reporting, results
+from pytest_nsbox import reporting, results, timeouts
 from pytest_nsbox.coverage_data import Data, Gathered
 from pytest_nsbox.policy import outcome, usage
-from pytest_nsbox.policy.errors import BoxFailed, SandboxError
+from pytest_nsbox.policy.errors import BoxFailed, SandboxError, SandboxTimeout
+from pytest_nsbox.policy.units import format_seconds
 from pytest_nsbox.real import os
 from pytest_nsbox.settings import SPEC
 
@@ -114,6 +115,13 @@ class Boxes:
     def died(self, attempt: Attempt, returncode: int) -> SandboxError:
         """The exception that tells how the test's process ended before the test did."""
         released = self._release(attempt)
+        if attempt.timed_out and attempt.stopped_by_backstop:
+            assert attempt.backstop is not None
+            seconds = attempt.backstop - timeouts.GRACE
+            return SandboxTimeout(
+                f"timed out after {format_seconds(seconds)} (pytest-timeout, whose own timer did not stop the test)\n"
+                + trim_stacks(attempt.stacks)
+            )
         stacks = attempt.stacks if attempt.timed_out else self._stacks.take()
         used = usage.parse(released.counters)
         ending = outcome.Ending(

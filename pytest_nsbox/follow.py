@@ -56,6 +56,13 @@ class Follower:
             except KeyboardInterrupt:
                 self._interrupt(attempt)
                 raise
+            except BaseException:
+                # A signal handler's exception, such as pytest-timeout's: the test ends with it.
+                attempt.end_box()
+                attempt.signal(signal.SIGKILL)
+                attempt.reap()
+                self._boxes.begin_release(attempt)
+                raise
             if frame is None:
                 self._died(attempt)
             elif self._take(attempt, frame):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsbox import internals, reporting
+from pytest_nsbox import internals, reporting, timeouts
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
@@ -134,6 +134,7 @@ class Lockstep:
             raise
         attempt.box = self._boxes.acquire(attempt.spec)
         if self._fork(attempt):
+            timeouts.take_over(item)
             ordinary()
             return
         internals.forget_unraisable(self.config)
@@ -176,6 +177,10 @@ class Lockstep:
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
+        limit = timeouts.running(attempt.item)
+        if limit is not None:
+            attempt.backstop = limit + timeouts.GRACE
+            timeouts.leave_to_child(attempt.item)
         self._follower.reap_dying()
         return False
 

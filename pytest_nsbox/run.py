@@ -121,6 +121,10 @@ class Run:
         self._boxes = Boxes(self._config, self._configured_warden)
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
         self._config.pluginmanager.register(self._placement, "nsbox-placement")
+        if self._config.pluginmanager.hasplugin("timeout"):
+            from pytest_nsbox.timeouts import Timeouts
+
+            self._config.pluginmanager.register(Timeouts(), "nsbox-timeouts")
         self._lockstep = Lockstep(session, self._boxes, self._placement)
         try:
             yield

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ class Runs:
             if isinstance(content, Path):
                 shutil.copy(content, target)
             else:
-                target.write_text(content, encoding="utf-8")
+                target.write_text(textwrap.dedent(content), encoding="utf-8")
         return directory
 
     def run(self, directory: Path, *args: str | os.PathLike[str], boxed: bool = True, timeout: float = 60) -> Recorded:

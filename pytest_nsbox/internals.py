@@ -336,7 +336,7 @@ def failed_subtests(item: pytest.Item) -> tuple[Any, Any]:
     key = getattr(plugin, "failed_subtests_key", None)
     if key is None:
         return None, None
-    return item.config.stash.get(key, None), item.nodeid
+    return item.config.stash.get(key, None), getattr(item, "id", item.nodeid)  # pytest >= 9.2 keys by node id
 
 
 def testsuite_properties(config: pytest.Config) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
 from pytest_nsbox.forking import fork_into
 from pytest_nsbox.internals import Forked
-from pytest_nsbox.policy.errors import SandboxError
+from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.relay import Channel
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Lockstep:
         if call.excinfo is not None:
             internals.drop_own_frames(call.excinfo)
         if attempt is None:
-            return caller(**kwargs)  # type: ignore[no-any-return]
+            return self._makereport_without_box(caller, kwargs)
         if attempt.child is not None:
             return self._makereport_in_child(attempt.child, caller, kwargs)
         report = attempt.reports.pop(call.when, None)
@@ -246,6 +246,13 @@ class Lockstep:
             internals.merge_teardown(report, attempt.item, call, None)
         if call.when == "teardown":
             self._boxes.ended(attempt, report)
+        return report
+
+    def _makereport_without_box(self, caller: HookCaller, kwargs: dict[str, Any]) -> pytest.TestReport:
+        report: pytest.TestReport = caller(**kwargs)
+        excinfo = kwargs["call"].excinfo
+        if excinfo is not None and isinstance(excinfo.value, BoxFailed) and report.failed:
+            report.longrepr = reporting.ending_repr(excinfo, {})  # why there was no box, not how we came to know
         return report
 
     def _makereport_in_child(self, child: Child, caller: HookCaller, kwargs: dict[str, Any]) -> pytest.TestReport:

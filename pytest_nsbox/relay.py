@@ -154,7 +154,7 @@ def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
     return dict(data)
 
 
-_OF_THE_ITEM: Final = ("nodeid", "location", "keywords")
+_OF_THE_ITEM: Final = ("nodeid", "_id", "location", "keywords")  # _id: pytest >= 9.2
 
 
 def passed_to_data(report: pytest.TestReport, keywords: Frame) -> Frame | None:
@@ -172,7 +172,11 @@ def passed_to_data(report: pytest.TestReport, keywords: Frame) -> Frame | None:
 def passed_from_data(item: pytest.Item, keywords: Frame, data: Frame) -> pytest.TestReport:
     """The report that `passed_to_data` told the particulars of."""
     report = object.__new__(pytest.TestReport)
-    report.__dict__.update(nodeid=item.nodeid, location=item.location, keywords=dict(keywords), **data)
+    report.__dict__.update(location=item.location, keywords=dict(keywords), **data)
+    if hasattr(item, "id"):
+        report.__dict__["_id"] = item.id
+    else:
+        report.nodeid = item.nodeid
     return report
 
 

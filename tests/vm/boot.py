@@ -1,12 +1,17 @@
 """Runs a command on cgroup v2, on any machine: in Debian's user-mode-linux kernel with this machine's files.
 
-    python -m tests.vm -- python -m pytest tests/kernel
+    python -m tests.vm [--disk] -- python -m pytest tests/kernel
 
 The kernel runs as an ordinary process (package user-mode-linux, 6.1: cpu, io, memory and pids controllers, one
-CPU, no cpuset controller, no time namespaces). Its root is this machine's root through hostfs, so the command
-sees the same interpreter and checkout, read-only; /run, /dev/shm, /tmp, /var/tmp and TMPDIR are the machine's own
-tmpfs. See
-https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html
+CPU, no cpuset controller, no time namespaces). The command sees the same interpreter and checkout as here, and
+nothing that it writes reaches this machine. There are two kinds of root:
+
+- hostfs: this machine's root, read-only; /run, /dev/shm, /tmp, /var/tmp and TMPDIR are tmpfs. It is there at once.
+  Neither filesystem can be idmapped by that kernel, so boxes get the identity map.
+- disk (`--disk`): an ext4 with a copy of what the tests run (tests/vm/disk.py), made in some ten seconds. Boxes get
+  shifted ids, as on most machines that have cgroup v2.
+
+See https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html
 """
 
 from __future__ import annotations
@@ -22,15 +27,17 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tests.vm.disk import make_disk
+
 KERNEL = "linux.uml"
 BEGIN, END = "--- the virtual machine is up ---", "--- the command ended ---"
 STATUS = "status"
-TMPDIR = "/run/tmp"
+TMPDIR = "/var/tmp/nsbox"
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "VIRTUAL_ENV", "NSBOX_REQUIRE_ALL", "CI")
 
 
-def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float = 1800.0) -> int:
-    """Exit status of `command`, run as root in the checkout with its output on stdout.
+def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float = 1800.0, disk: bool = False) -> int:
+    """Exit status of `command`, run as root in the checkout with its output on stdout; `disk` chooses the root.
 
     128 + N after signal N, 124 when `timeout` (seconds) passed, 125 when the machine did not come up or died.
     """
@@ -40,12 +47,17 @@ def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float =
         return 125
     with tempfile.TemporaryDirectory(prefix="nsbvm-") as scratch:
         status = Path(scratch, STATUS)
-        settings = Path(scratch, "settings.json")
-        settings.write_text(json.dumps(machine_settings(command, scratch)), encoding="utf-8")
-        init = Path(scratch, "init")
-        program = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("init.py")), str(settings)])
-        init.write_text(f"#!/bin/sh\nexec {program}\n", encoding="utf-8")
-        init.chmod(0o755)
+        settings = machine_settings(command, scratch)
+        if disk:
+            root = (f"ubd0={make_disk(scratch, init_files(settings, '/'))}", "root=/dev/ubda", "rw", "init=/init")
+        else:
+            # Only below folders that no tmpfs may hide.
+            settings["tmpfs"] = [path for path in ("/tmp", "/var/tmp") if not needed_below(path, command)]
+            for path, text in init_files(settings, scratch).items():
+                Path(path).write_text(text, encoding="utf-8")
+                Path(path).chmod(0o755)
+            # Read-only: what a test does to the root, as it may in a throwaway machine, must not reach this one.
+            root = ("root=/dev/root", "rootfstype=hostfs", "ro", f"init={scratch}/init")
         new_user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
         # The machine uses a process for each one of its own. In a pid namespace they all end with the first, which
         # ends with `unshare`, which ends with us.
@@ -54,11 +66,7 @@ def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float =
                 *("setpriv", "--pdeathsig", "KILL", "unshare", *new_user, "--pid", "--fork", "--kill-child"),
                 kernel,
                 f"mem={memory}",
-                "root=/dev/root",
-                "rootfstype=hostfs",
-                # Read-only: what a test does to the root, as it may in a throwaway machine, must not reach this one.
-                "ro",
-                f"init={init}",
+                *root,
                 "con=null",
                 "con0=null,fd:1",
                 f"uml_dir={scratch}",
@@ -118,6 +126,13 @@ def show(lines: Iterable[str]) -> None:
         sys.stdout.write("".join(boot))
 
 
+def init_files(settings: dict[str, object], folder: str) -> dict[str, str]:
+    """The files that boot the machine when they lie in `folder` of its root: {path: text}. `init` starts init.py."""
+    told = os.path.join(folder, "settings.json")
+    program = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("init.py")), told])
+    return {told: json.dumps(settings), os.path.join(folder, "init"): f"#!/bin/sh\nexec {program}\n"}
+
+
 def needed_below(folder: str, command: Sequence[str]) -> bool:
     """Whether `command`, the checkout or the interpreter lie in `folder`, so that a tmpfs there would hide them."""
     paths = [*command, os.getcwd(), sys.prefix, sys.base_prefix]
@@ -134,7 +149,8 @@ def machine_settings(command: Sequence[str], scratch: str) -> dict[str, object]:
         "cwd": os.getcwd(),
         "environment": environment,
         "scratch": scratch,
-        "tmpfs": [folder for folder in ("/tmp", "/var/tmp") if not needed_below(folder, command)],
+        "tmpdir": TMPDIR,
+        "tmpfs": [],
         "status": STATUS,
         "begin": BEGIN,
         "end": END,

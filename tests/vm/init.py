@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 
-ANSWER = "/run/answer"
+HOST = "/run/host"
 libc = ctypes.CDLL(None, use_errno=True)
 SYS_FINIT_MODULE = {"x86_64": 313, "aarch64": 273}[platform.machine()]
 
@@ -33,11 +33,10 @@ def load(name, folder, known, done):
             print("module", name, os.strerror(ctypes.get_errno()), flush=True)
 
 
-def load_modules(names):
-    release = os.uname().release
-    folder = next((p for p in (f"/usr/lib/uml/modules/{release}", f"/lib/modules/{release}") if os.path.isdir(p)), "")
-    if not folder:
-        print("no kernel modules for", release, flush=True)
+def load_modules(names, parent):
+    folder = os.path.join(parent, os.uname().release)
+    if not os.path.isdir(folder):
+        print("no kernel modules in", folder, flush=True)
         return
     known = {}
     with open(os.path.join(folder, "modules.dep")) as file:
@@ -51,6 +50,21 @@ def load_modules(names):
 
 def module_name(path):
     return os.path.basename(path).split(".ko")[0].replace("-", "_")
+
+
+def with_host(folder, function):
+    """While `function` runs the host's `folder` is mounted, and only then: tests see all mounts."""
+    mount("hostfs", HOST, folder)
+    function()
+    if libc.umount(HOST.encode()):
+        print("umount", HOST, os.strerror(ctypes.get_errno()), flush=True)
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def loopback_up():
@@ -72,11 +86,10 @@ def main(settings):
     for folder in settings["tmpfs"]:
         mount("tmpfs", folder, "mode=1777")
     mount("cgroup2", "/sys/fs/cgroup")
-    # The root is read-only: this is the one way out.
-    mount("hostfs", ANSWER, settings["scratch"])
-    os.makedirs("/run/tmp")
-    os.chmod("/run/tmp", 0o1777)
-    load_modules(settings["modules"])
+    if not os.path.isdir(settings["tmpdir"]):
+        os.makedirs(settings["tmpdir"])
+    os.chmod(settings["tmpdir"], 0o1777)
+    with_host("/usr/lib/uml/modules", lambda: load_modules(settings["modules"], HOST))
     loopback_up()
     with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as file:
         file.write("+cpu +io +memory +pids")
@@ -89,10 +102,8 @@ def main(settings):
         if pid == done.pid:
             returncode = os.waitstatus_to_exitcode(raw)
     done.returncode = returncode
-    with open(os.path.join(ANSWER, settings["status"]), "w") as file:
-        file.write(str(returncode if returncode >= 0 else 128 - returncode))
-        file.flush()
-        os.fsync(file.fileno())
+    status = returncode if returncode >= 0 else 128 - returncode
+    with_host(settings["scratch"], lambda: write(f"{HOST}/{settings['status']}", str(status)))
     print("\n" + settings["end"], flush=True)
 
 

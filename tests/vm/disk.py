@@ -1,0 +1,121 @@
+"""A disk image for the virtual machine: an ext4 root with the little of this machine that the tests run.
+
+hostfs cannot be idmapped, and where people have cgroup v2 the root is mostly an ext4: only on a disk do boxes in the
+machine get their shifted ids. It takes some seconds to build, and what a test does to it is gone with the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+# Debian packages whose files the tests and the plugin's suites call; what is not installed here is left out.
+PACKAGES = (
+    *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "gzip", "hostname", "iproute2"),
+    *("less", "libc-bin", "login", "mawk", "mount", "ncurses-base", "netbase", "passwd", "procps", "sed", "tar"),
+    *("tzdata", "util-linux", "util-linux-extra"),
+)
+EMPTY = ("dev", "home", "mnt", "proc", "run", "srv", "sys", "tmp", "usr/bin", "usr/lib", "usr/sbin", "var/tmp")
+STANDARD_LIBRARY_NEEDLESS = frozenset({"site-packages", "dist-packages", "test", "idlelib", "ensurepip"})
+CHECKOUT_NEEDLESS = frozenset({".git", ".tox", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
+
+
+def make_disk(scratch: str, more: Mapping[str, str], size: str = "4G") -> Path:
+    """The image of a disk in `scratch`: programs, the interpreter and the checkout at their own paths.
+
+    `more` are programs to write besides: {path: text}.
+    """
+    root = Path(scratch, "root")
+    for path in EMPTY:
+        (root / path).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        if Path("/", name).is_symlink():
+            (root / name).symlink_to(os.readlink(f"/{name}").lstrip("/"))
+            (root / name).resolve().mkdir(parents=True, exist_ok=True)
+    paths = [*packaged_files(), *tree(Path("/etc")), *interpreter(), *tree(Path.cwd(), CHECKOUT_NEEDLESS)]
+    copy(paths, root)
+    copy(libraries(paths), root)
+    for path, text in more.items():
+        target = root / path.lstrip("/")
+        target.write_text(text, encoding="utf-8")
+        target.chmod(0o755)
+    for folder in ("tmp", "var/tmp"):
+        (root / folder).chmod(0o1777)
+    image = Path(scratch, "disk")
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, image, size],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PATH": search},
+    )
+    shutil.rmtree(root)
+    return image
+
+
+def packaged_files() -> Iterator[str]:
+    done = subprocess.run(["dpkg-query", "-L", *PACKAGES], capture_output=True, text=True, check=False)
+    needless = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/share/info/")
+    files = {line for line in done.stdout.splitlines() if line.startswith("/") and not line.startswith(needless)}
+    yield from sorted(files)
+    # Links that no package holds: awk to mawk, by way of /etc/alternatives.
+    real = {os.path.realpath(file) for file in files}
+    yield from (str(link) for link in Path("/usr/bin").iterdir() if link.is_symlink() and str(link.resolve()) in real)
+
+
+def interpreter() -> Iterator[str]:
+    yield from tree(Path(sysconfig.get_path("stdlib")), STANDARD_LIBRARY_NEEDLESS)
+    yield from tree(Path(sys.base_prefix, "bin") if sys.base_prefix != "/usr" else Path(sys.executable))
+    yield os.path.realpath(sys.executable)
+    if sys.prefix != sys.base_prefix:
+        yield from tree(Path(sys.prefix))
+    else:
+        yield from tree(Path(sysconfig.get_path("purelib")))
+
+
+def tree(top: Path, without: frozenset[str] = frozenset()) -> Iterator[str]:
+    yield str(top)
+    for folder, names, files in os.walk(top):
+        names[:] = [name for name in names if name not in without]
+        yield from (f"{folder}/{name}" for name in (*names, *files))
+
+
+def libraries(paths: Iterable[str]) -> Iterator[str]:
+    """The shared libraries that programs and extension modules among `paths` are linked with, and their real files."""
+    programs = {
+        os.path.realpath(path)
+        for path in paths
+        if (path.rpartition("/")[0].endswith("bin") or ".so" in path) and os.path.isfile(path)
+    }
+    done = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)
+    for word in set(done.stdout.split()):
+        if word.startswith("/") and not word.endswith(":"):
+            yield os.path.normpath(word)
+            yield os.path.realpath(word)
+    # Looked up by name at run time: users and hosts.
+    for name in ("libnss_files", "libnss_dns", "libresolv", "libgcc_s"):
+        yield from (str(path) for path in Path(f"/lib/{os.uname().machine}-linux-gnu").glob(f"{name}*"))
+
+
+def copy(paths: Iterable[str], root: Path) -> None:
+    listed = "\0".join(dict.fromkeys(path.lstrip("/") for path in paths if os.path.lexists(path)))
+    options = ["--directory=/", "--no-recursion", "--null", "--files-from=-", "--ignore-failed-read", "--warning=none"]
+    packed = subprocess.Popen(["tar", "--create", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with (
+        packed,
+        subprocess.Popen(
+            ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}"], stdin=packed.stdout
+        ) as unpacked,
+    ):
+        assert packed.stdin is not None
+        assert packed.stdout is not None
+        packed.stdout.close()
+        packed.stdin.write(listed.encode(errors="surrogateescape"))
+        packed.stdin.close()
+    if packed.returncode or unpacked.returncode:
+        raise RuntimeError(f"tar ended with {packed.returncode} and {unpacked.returncode}")

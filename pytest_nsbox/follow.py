@@ -30,7 +30,7 @@ class Follower:
 
     def __init__(self, config: pytest.Config, boxes: Boxes) -> None:
         self.config = config
-        self.output_in_step = not internals.is_captured(config) or bool(config.getoption("usepdb", False))
+        self.output_in_step = internals.prints_meanwhile(config)
         self._boxes = boxes
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 

@@ -299,10 +299,25 @@ def read_captured(config: pytest.Config) -> tuple[str, str]:
     return out or "", err or ""
 
 
-def is_captured(config: pytest.Config) -> bool:
-    """Whether a test's output is captured, so that it cannot mix with what pytest prints meanwhile."""
+def prints_meanwhile(config: pytest.Config) -> bool:
+    """Whether a test's process writes to pytest's terminal while it runs, so that the two must take turns."""
+    option = config.option
+    if getattr(option, "usepdb", False) or getattr(option, "trace", False) or getattr(option, "setupshow", False):
+        return True
     capture = config.pluginmanager.get_plugin("capturemanager")
-    return capture is not None and capture._method != "no"
+    logging = config.pluginmanager.get_plugin("logging-plugin")
+    return capture is None or capture._method == "no" or (logging is not None and logging._log_cli_enabled())
+
+
+def hide_setup_show(config: pytest.Config) -> Callable[[], None]:
+    """Keep the runner from printing the ``--setup-show`` line, which the test's process prints; returns the undoing."""
+    shown = config.option.setupshow
+    config.option.setupshow = False
+
+    def undo() -> None:
+        config.option.setupshow = shown
+
+    return undo
 
 
 def forget_unraisable(config: pytest.Config) -> None:

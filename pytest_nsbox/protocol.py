@@ -53,6 +53,7 @@ class Lockstep:
         self.placement = placement
         self._boxes = boxes
         self._child: Child | None = None
+        self._show_again: Callable[[], None] = lambda: None
         self._follower = Follower(session.config, boxes)
         self._undo = internals.intercept(
             session,
@@ -117,6 +118,7 @@ class Lockstep:
             if attempt.child is not None:
                 attempt.child.due = "setup"
         self._follower.wait(attempt, "setup")
+        self._show_again = internals.hide_setup_show(self.config)
         return None
 
     def _setup_in_box(self, attempt: Attempt, ordinary: Callable[[], None]) -> None:
@@ -200,6 +202,7 @@ class Lockstep:
             return caller(**kwargs)
         if attempt.child is not None:
             return self._phase_in_child(attempt.child, "call", caller, kwargs)
+        self._show_again()
         self._follower.wait(attempt, "call")
         return None
 
@@ -210,6 +213,7 @@ class Lockstep:
             return caller(**kwargs)
         if attempt.child is not None:
             return self._phase_in_child(attempt.child, "teardown", caller, kwargs)
+        self._show_again()
         died: BaseException | None = None
         if not attempt.ended:
             try:

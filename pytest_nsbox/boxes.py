@@ -65,10 +65,12 @@ class Boxes:
         self._next = self.spec_of(item) if item is not None else None
 
     def acquire(self, spec: Spec) -> Box:
-        box = self.warden.acquire(spec)
+        return self.warden.acquire(spec)
+
+    def make_next(self) -> None:
+        """Have the box of the next test made; called when the current one is on its way."""
         if self._next is not None:
             self.warden.prefetch(self._next)
-        return box
 
     def enter(self, box: Box) -> None:
         """In the child: everything of the box that is a property of the process."""

@@ -179,6 +179,7 @@ class Lockstep:
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
+        self._boxes.make_next()
         limit = timeouts.running(attempt.item)
         if limit is not None:
             attempt.backstop = limit + timeouts.GRACE

@@ -43,7 +43,6 @@ class Channel:
         self._buffer = bytearray()
         self._send = sock.sendall
         self._recv = sock.recv
-        self._dumps = json.dumps
         self._loads = json.loads
         self.fileno = sock.fileno
         self.close = sock.close
@@ -93,7 +92,7 @@ class Channel:
 
 def encode(kind: str, fields: Frame) -> bytes:
     """The bytes of one frame. Text that UTF-8 cannot carry (lone surrogates) survives as JSON escapes."""
-    data = json.dumps({"t": kind, **fields}, default=_plain, skipkeys=True).encode("ascii")
+    data = _encode({"t": kind, **fields}).encode("ascii")
     return _LENGTH.pack(len(data)) + data
 
 
@@ -101,6 +100,9 @@ def _plain(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return list(value)
     return str(value)
+
+
+_encode: Final = json.JSONEncoder(default=_plain, skipkeys=True).encode
 
 
 class Poller:
@@ -154,10 +156,25 @@ def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
     return dict(data)
 
 
-_OF_THE_ITEM: Final = ("nodeid", "_id", "location", "keywords")  # _id: pytest >= 9.2
+_SILENT: Final = frozenset(
+    [
+        "nodeid",
+        "_id",
+        "location",
+        "keywords",
+        "outcome",
+        "longrepr",
+        "when",
+        "user_properties",
+        "sections",
+        "duration",
+        "start",
+        "stop",
+    ]
+)
 
 
-def passed_to_data(report: pytest.TestReport, keywords: Frame) -> Frame | None:
+def passed_to_data(report: pytest.TestReport, keywords: Frame) -> list[Any] | None:
     """What is particular to a report of a phase that passed in silence, which most do; None for any other.
 
     The rest stands in pytest's process already: see `passed_from_data`. ``keywords`` are the item's at the fork.
@@ -165,19 +182,27 @@ def passed_to_data(report: pytest.TestReport, keywords: Frame) -> Frame | None:
     fields = report.__dict__
     if type(report) is not pytest.TestReport or fields.get("longrepr") is not None or fields["keywords"] != keywords:
         return None
-    data = {name: value for name, value in fields.items() if name not in _OF_THE_ITEM}
-    return data if is_plain(data) else None
+    if report.sections or report.user_properties or not fields.keys() <= _SILENT:
+        return None
+    return [report.when, report.outcome, report.duration, report.start, report.stop]
 
 
-def passed_from_data(item: pytest.Item, keywords: Frame, data: Frame) -> pytest.TestReport:
+def passed_from_data(item: pytest.Item, keywords: Frame, data: list[Any]) -> pytest.TestReport:
     """The report that `passed_to_data` told the particulars of."""
-    report = object.__new__(pytest.TestReport)
-    report.__dict__.update(location=item.location, keywords=dict(keywords), **data)
-    if hasattr(item, "id"):
-        report.__dict__["_id"] = item.id
-    else:
-        report.nodeid = item.nodeid
-    return report
+    when, outcome, duration, start, stop = data
+    return pytest.TestReport(
+        nodeid=getattr(item, "id", item.nodeid),  # pytest >= 9.2 keeps structured ids
+        location=item.location,
+        keywords=dict(keywords),
+        outcome=outcome,
+        longrepr=None,
+        when=when,
+        sections=(),
+        duration=duration,
+        start=start,
+        stop=stop,
+        user_properties=None,
+    )
 
 
 def is_plain(value: object, depth: int = 4) -> bool:

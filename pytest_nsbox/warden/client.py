@@ -17,6 +17,7 @@ Nothing here uses threads; all of it belongs to one thread of pytest.
 from __future__ import annotations
 
 import _socket
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -327,8 +328,6 @@ class Box:
 
     def apply_limits(self) -> None:
         """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""
-        import resource
-
         for name, soft, hard in self.spec.ulimits:
             try:
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
@@ -423,8 +422,6 @@ def _raise_ulimits(spec: Spec) -> None:
     """Raise hard limits that the spec wants higher: inside the box nobody has the right any more."""
     if not spec.ulimits:
         return
-    import resource
-
     for name, soft, hard in spec.ulimits:
         number = getattr(resource, f"RLIMIT_{name.upper()}", None)
         if number is None:

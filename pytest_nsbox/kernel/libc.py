@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno as _errno
+import sys
 
 from pytest_nsbox.policy.errors import KernelError
 
@@ -25,17 +26,18 @@ SYS_CLOSE_RANGE = 436
 SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 
-# One prototype for all: six machine words are what a system call can take.
+# Void pointers take both: a machine word (int), and the address of a bytes object's content, which the kernel only
+# reads. (A ctypes array would do too, but each length is a new type: 20 us, and pages for an init to copy.)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
-_syscall.argtypes = [ctypes.c_long] * 7
+_syscall.argtypes = [ctypes.c_long, *[ctypes.c_void_p] * 6]
 
 _functions: dict[str, ctypes._NamedFuncPointer] = {}
 
 
-def syscall(name: str, target: str, number: int, *words: int) -> int:
+def syscall(name: str, target: str, number: int, *arguments: int | bytes) -> int:
     """Make system call `number`; `name` and `target` are for the error's text. Source: syscall(2)."""
-    result: int = _syscall(number, *words, *(0,) * (6 - len(words)))
+    result: int = _syscall(number, *arguments, *(0,) * (6 - len(arguments)))
     if result == -1:
         raise KernelError(name, target, ctypes.get_errno())
     return result
@@ -50,7 +52,7 @@ def call(name: str, target: str, *arguments: int | bytes | None) -> int:
         except AttributeError:
             raise KernelError(name, target, _errno.ENOSYS) from None
         function.restype = ctypes.c_int
-        function.argtypes = [_ARGUMENT[type(argument)] for argument in arguments]
+        function.argtypes = [ctypes.c_void_p] * len(arguments)
         _functions[name] = function
     result: int = function(*arguments)
     if result == -1:
@@ -58,24 +60,22 @@ def call(name: str, target: str, *arguments: int | bytes | None) -> int:
     return result
 
 
-_ARGUMENT: dict[type, type] = {int: ctypes.c_ulong, bytes: ctypes.c_char_p, type(None): ctypes.c_char_p}
-
-
 class Buffer:
-    """Memory that the kernel reads: its address stays valid as long as this object lives."""
+    """Memory that the kernel reads or writes: its `address` is valid as long as this object lives."""
 
-    __slots__ = ("_memory", "address", "size")
+    __slots__ = ("_memory", "_place", "address", "size")
 
     def __init__(self, content: bytes) -> None:
-        self._memory = ctypes.create_string_buffer(content, len(content) + 1)
-        self.address = ctypes.addressof(self._memory)
+        self._memory = bytearray(content + b"\0")
+        self._place = ctypes.c_char.from_buffer(self._memory)
+        self.address = ctypes.addressof(self._place)
         self.size = len(content)
 
-    def word(self, offset: int) -> int:
+    def word(self, offset: int = 0) -> int:
         """Return the native int at `offset`."""
-        return ctypes.c_int.from_buffer(self._memory, offset).value
+        return int.from_bytes(self._memory[offset : offset + 4], sys.byteorder, signed=True)
 
 
 def keep_for_ever(value: object) -> None:
-    """Leak a reference, so that `value` is never finalised, not even when the interpreter ends."""
+    """Leak a reference, so that `value` is never finalised, not even when the interpreter ends (pytest's side uses it)."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

@@ -47,8 +47,6 @@ _MS_REC = 0x4000
 _MS_PRIVATE = 1 << 18
 _MS_UNBINDABLE = 1 << 17
 
-_EMPTY = libc.Buffer(b"")
-
 
 def new_mount(
     fstype: str, options: Sequence[tuple[str, str | None]] = (), attributes: int = 0, target: str = ""
@@ -63,12 +61,12 @@ def new_mount(
     try:
         try:
             for key, value in options:
-                name = libc.Buffer(key.encode())
+                name = key.encode()
                 if value is None:
-                    libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_SET_FLAG, name.address)
+                    libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_SET_FLAG, name)
                 else:
-                    text = libc.Buffer(os.fsencode(value))
-                    libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_SET_STRING, name.address, text.address)
+                    text = os.fsencode(value)
+                    libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_SET_STRING, name, text)
             libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_CMD_CREATE)
             return libc.syscall(call, target, libc.SYS_FSMOUNT, fs, _FSMOUNT_CLOEXEC, attributes)
         except KernelError as error:
@@ -78,8 +76,8 @@ def new_mount(
 
 
 def _open_filesystem(call: str, fstype: str, target: str) -> int:
-    name = libc.Buffer(fstype.encode())
-    return libc.syscall(call, target, libc.SYS_FSOPEN, name.address, _FSOPEN_CLOEXEC)
+    name = fstype.encode()
+    return libc.syscall(call, target, libc.SYS_FSOPEN, name, _FSOPEN_CLOEXEC)
 
 
 def _with_reason(fs: int, target: str) -> str:
@@ -99,20 +97,18 @@ def clone_tree(path: str, *, recursive: bool = False, at: int = _AT_FDCWD) -> in
 
     An empty path with `at` clones what the descriptor `at` is open on.
     """
-    name = libc.Buffer(os.fsencode(path))
+    name = os.fsencode(path)
     flags = (
         _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
     )
-    return libc.syscall("open_tree", path or _name_of(at), libc.SYS_OPEN_TREE, at, name.address, flags)
+    return libc.syscall("open_tree", path or _name_of(at), libc.SYS_OPEN_TREE, at, name, flags)
 
 
 def attach(mount: int, target: str, at: int = _AT_FDCWD) -> None:
     """Give the detached `mount` its place: at path `target`, or (target empty) on what `at` is open on."""
-    name = libc.Buffer(os.fsencode(target))
+    name = os.fsencode(target)
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
-    libc.syscall(
-        "move_mount", target or _name_of(at), libc.SYS_MOVE_MOUNT, mount, _EMPTY.address, at, name.address, flags
-    )
+    libc.syscall("move_mount", target or _name_of(at), libc.SYS_MOVE_MOUNT, mount, b"", at, name, flags)
 
 
 def set_attributes(
@@ -126,7 +122,7 @@ def set_attributes(
     if idmap is not None:
         add |= _IDMAP
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = libc.Buffer(struct.pack("=4Q", add, remove, 0, idmap or 0))
+    attributes = struct.pack("=4Q", add, remove, 0, idmap or 0)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     call = "mount_setattr" if idmap is None else "mount_setattr idmap"
     libc.syscall(
@@ -134,10 +130,10 @@ def set_attributes(
         target or _name_of(mount),
         libc.SYS_MOUNT_SETATTR,
         mount,
-        _EMPTY.address,
+        b"",
         flags,
-        attributes.address,
-        attributes.size,
+        attributes,
+        len(attributes),
     )
 
 
@@ -162,7 +158,7 @@ def forget_lookups(mount: int, target: str = "") -> None:
 
     So an overlay whose lower files changed under it shows them as they are.
     """
-    fs = libc.syscall("fspick", target, libc.SYS_FSPICK, mount, _EMPTY.address, _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
+    fs = libc.syscall("fspick", target, libc.SYS_FSPICK, mount, b"", _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
     try:
         libc.syscall("fsconfig", target, libc.SYS_FSCONFIG, fs, _FSCONFIG_CMD_RECONFIGURE)
     finally:
@@ -180,10 +176,10 @@ def pivot_here() -> None:
 
 def open_in(root: int, path: str, flags: int = os.O_PATH) -> int:
     """Open `path` as a process with root `root` would: neither ".." nor an absolute symlink leads out of it."""
-    name = libc.Buffer(os.fsencode(path.lstrip("/") or "."))
+    name = os.fsencode(path.lstrip("/") or ".")
     # struct open_how: flags, mode, resolve
-    how = libc.Buffer(struct.pack("=3Q", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS))
-    return libc.syscall("openat2", path, libc.SYS_OPENAT2, root, name.address, how.address, how.size)
+    how = struct.pack("=3Q", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return libc.syscall("openat2", path, libc.SYS_OPENAT2, root, name, how, len(how))
 
 
 def read_mounts(pid: int | str = "self") -> str:

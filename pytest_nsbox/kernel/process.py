@@ -26,13 +26,13 @@ def clone3(flags: int) -> tuple[int, int]:
     The child must use nothing that Python's own fork would have repaired (threads, at-fork handlers) and must leave by
     os._exit.
     """
-    pidfd = libc.Buffer(struct.pack("=i", -1))
+    pidfd = libc.Buffer(bytes(4))
     # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
-    arguments = libc.Buffer(struct.pack("=8Q", flags | _CLONE_PIDFD, pidfd.address, 0, 0, int(SIGCHLD), 0, 0, 0))
-    pid = libc.syscall("clone3", hex(flags), libc.SYS_CLONE3, arguments.address, arguments.size)
+    arguments = struct.pack("=8Q", flags | _CLONE_PIDFD, pidfd.address, 0, 0, int(SIGCHLD), 0, 0, 0)
+    pid = libc.syscall("clone3", hex(flags), libc.SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
         return 0, -1
-    return pid, pidfd.word(0)
+    return pid, pidfd.word()
 
 
 def kill(pidfd: int) -> None:
@@ -65,8 +65,7 @@ def set_dumpable(*, dumpable: bool) -> None:
 
 def set_name(name: str) -> None:
     """Set what ps shows as our command: 15 bytes."""
-    text = libc.Buffer(name.encode()[:15])
-    libc.call("prctl", "PR_SET_NAME", _PR_SET_NAME, text.address, 0, 0, 0)
+    libc.call("prctl", "PR_SET_NAME", _PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def become(uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
@@ -104,13 +103,13 @@ class Capabilities:
 
     def __init__(self) -> None:
         # _LINUX_CAPABILITY_VERSION_3, pid 0 = this thread; two words each of effective, permitted, inheritable.
-        self._header = libc.Buffer(struct.pack("=Ii", 0x20080522, 0))
+        self._header = struct.pack("=Ii", 0x20080522, 0)
         self._data = libc.Buffer(bytes(24))
-        libc.call("capget", "self", self._header.address, self._data.address)
+        libc.call("capget", "self", self._header, self._data.address)
 
     def restore(self) -> None:
         """Set all three sets again; possible as long as the permitted set was kept."""
-        libc.call("capset", "self", self._header.address, self._data.address)
+        libc.call("capset", "self", self._header, self._data.address)
 
 
 def close_all_but(keep: tuple[int, ...]) -> None:

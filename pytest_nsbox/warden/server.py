@@ -70,6 +70,12 @@ class Server:
 
     def run(self) -> None:
         """Serve until the client says Close or is gone, then remove everything."""
+        try:
+            self._serve()
+        finally:
+            self._end()
+
+    def _serve(self) -> None:
         control = self.channel.sock.fileno()
         self.poll.register(control, select.EPOLLIN)
         alive = True
@@ -93,7 +99,6 @@ class Server:
             except OSError:
                 # The answer found nobody.
                 alive = False
-        self._end()
 
     def _watch(self, fd: int, action: Callable[[], None]) -> None:
         self.poll.register(fd, select.EPOLLIN)
@@ -274,7 +279,7 @@ class Server:
         del self.boxes[box.name]
         self.waste.append(box.node.remove)
         if self.session is not None and self.config is not None:
-            old = self.session.give_back(box.tree, keep=self.config.pool + 1)
+            old = self.session.give_back(box.tree, keep=self.config.pool + 2)
             self.waste += [old.remove] if old is not None else []
 
     def _attempt(self, step: Callable[[], None]) -> None:

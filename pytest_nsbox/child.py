@@ -156,10 +156,16 @@ class Child:
         """Send the last frame and end; never returns, in whatever state the test left this process."""
         self._leave("end")
 
-    def interrupted(self) -> NoReturn:
-        """Ctrl-C reached the test: its fixtures are torn down, then pytest hears of it."""
+    def interrupted(self, error: KeyboardInterrupt) -> NoReturn:
+        """Ctrl-C reached the test: its fixtures are torn down, then pytest hears of it, and where it was."""
+        place = None
+        traceback = error.__traceback__
+        while traceback is not None:
+            code = traceback.tb_frame.f_code
+            place = (code.co_filename, traceback.tb_lineno, code.co_name)
+            traceback = traceback.tb_next
         self._tear_down()
-        self._leave("interrupt")
+        self._leave("interrupt", place=place)
 
     def exited(self, message: str, returncode: int | None) -> NoReturn:
         """The test called `pytest.exit`."""

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.terminal import Terminal
 
+_LAST: Final = frozenset(["end", "interrupt", "exit", "failed", "internal"])  # frames after which none comes
 INTERRUPT_GRACE: Final = 10.0  # seconds that a test has for its teardown after Ctrl-C
 
 
 class Follower:
     """Waits for what the children of a session report and how they end."""
 
-    def __init__(self, config: pytest.Config, boxes: Boxes) -> None:
+    def __init__(self, config: pytest.Config, boxes: Boxes, terminal: Terminal) -> None:
         self.config = config
         self.output_in_step = internals.prints_meanwhile(config)
         self._boxes = boxes
+        self._terminal = terminal
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 
     def wait(self, attempt: Attempt, phase: str) -> None:
@@ -54,13 +57,13 @@ class Follower:
             except ChannelClosedError as error:
                 frame = {"t": "failed", "text": str(error)}
             except KeyboardInterrupt:
-                self._interrupt(attempt)
-                raise
+                raise self._interrupt(attempt) from None
             except BaseException:
                 # A signal handler's exception, such as pytest-timeout's: the test ends with it.
                 attempt.end_box()
                 attempt.signal(signal.SIGKILL)
                 attempt.reap()
+                self._terminal.take_back()
                 self._boxes.begin_release(attempt)
                 raise
             if frame is None:
@@ -95,6 +98,8 @@ class Follower:
             self._answer(attempt, frame["what"])
         elif kind == "pdb":
             attempt.paused = frame["entered"]
+            if attempt.paused:
+                self._terminal.give()
         elif kind == "end":
             self._settle(attempt)
             return True
@@ -111,7 +116,7 @@ class Follower:
     def _raise_ending(self, frame: Frame) -> None:
         kind = frame["t"]
         if kind == "interrupt":
-            raise KeyboardInterrupt
+            raise _interruption(frame)
         if kind == "exit":
             raise pytest.exit.Exception(frame["message"], frame["returncode"])
         if kind == "internal":
@@ -153,6 +158,7 @@ class Follower:
         """The last frame is here: end the box. The child, whose memory takes a while to go, is reaped later."""
         assert attempt.box is not None
         attempt.stopped = time.perf_counter()
+        self._terminal.take_back()
         attempt.end_box()
         self._boxes.begin_release(attempt)
         attempt.close()
@@ -166,6 +172,7 @@ class Follower:
         """The test's process ended before its last frame."""
         attempt.stopped, attempt.died = time.perf_counter(), True
         status = attempt.reap()
+        self._terminal.take_back()
         attempt.end_box()
         raise reporting.placed(self._boxes.died(attempt, status), *reporting.place_of(attempt.item))
 
@@ -176,18 +183,19 @@ class Follower:
         attempt.end_box()
         attempt.signal(signal.SIGKILL)
 
-    def _interrupt(self, attempt: Attempt) -> None:
+    def _interrupt(self, attempt: Attempt) -> KeyboardInterrupt:
         """Ctrl-C: the test's own teardown runs; a second Ctrl-C or the end of the grace kills the box."""
         attempt.interrupt()
         deadline = time.perf_counter() + INTERRUPT_GRACE
-        try:
-            while True:
-                frame = attempt.next_frame(deadline)
-                if frame is None or frame["t"] in ("interrupt", "end", "exit", "failed", "internal"):
+        frame: Frame | None = None
+        # The end of the grace, a test that scribbled, a second Ctrl-C: it ends without its teardown.
+        with contextlib.suppress(TimeoutError, ChannelClosedError, KeyboardInterrupt):
+            while (frame := attempt.next_frame(deadline)) is not None:
+                self._take_leavings(attempt, frame)
+                if frame["t"] in _LAST:
                     break
-        except (TimeoutError, ChannelClosedError, KeyboardInterrupt):
-            pass
         self._settle(attempt)
+        return _interruption(frame or {})
 
     def give_up(self, item: pytest.Item) -> None:
         """The protocol of pytest's process was left by an exception: nothing of the test may stay behind."""
@@ -198,6 +206,14 @@ class Follower:
         if attempt.pid:
             attempt.reap()
         attempt.box.begin_release()
+
+
+def _interruption(frame: Frame) -> KeyboardInterrupt:
+    """The KeyboardInterrupt that a test sent, raised where it met it."""
+    interruption, place = KeyboardInterrupt(), frame.get("place")
+    if place:
+        reporting.placed(interruption, *place)
+    return interruption
 
 
 def flush_terminal(config: pytest.Config) -> None:

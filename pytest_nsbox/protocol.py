@@ -35,6 +35,7 @@ from pytest_nsbox.forking import fork_into
 from pytest_nsbox.internals import Forked
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.relay import Channel
+from pytest_nsbox.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +55,8 @@ class Lockstep:
         self._boxes = boxes
         self._child: Child | None = None
         self._show_again: Callable[[], None] = lambda: None
-        self._follower = Follower(session.config, boxes)
+        self._terminal = Terminal()
+        self._follower = Follower(session.config, boxes, self._terminal)
         self._undo = internals.intercept(
             session,
             {
@@ -64,14 +66,13 @@ class Lockstep:
                 "pytest_runtest_makereport": self._makereport,
                 "pytest_runtest_logreport": self._logreport,
                 "pytest_exception_interact": self._exception_interact,
-                "pytest_enter_pdb": self._enter_pdb,
-                "pytest_leave_pdb": self._leave_pdb,
             },
         )
 
     def close(self) -> None:
         self._undo()
         self._follower.reap_dying(wait=True)
+        self._terminal.close()
 
     # --- the guard around the whole protocol
 
@@ -91,7 +92,7 @@ class Lockstep:
     def _end_child(self, error: BaseException) -> None:
         assert self._child is not None
         if isinstance(error, KeyboardInterrupt):
-            self._child.interrupted()
+            self._child.interrupted(error)
         if isinstance(error, pytest.exit.Exception):
             self._child.exited(str(error.msg), error.returncode)
         self._child.crashed(error)
@@ -134,7 +135,11 @@ class Lockstep:
                 ordinary()
             error.__traceback__ = traceback
             raise
-        attempt.box = self._boxes.acquire(attempt.spec)
+        try:
+            attempt.box = self._boxes.acquire(attempt.spec)
+        except SandboxError:
+            internals.drop_item_in_parent(item)  # never set up, so not to be torn down either
+            raise
         if self._fork(attempt):
             timeouts.take_over(item)
             ordinary()
@@ -179,6 +184,8 @@ class Lockstep:
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
+        if self._follower.output_in_step:
+            self._terminal.give()
         self._boxes.make_next()
         limit = timeouts.running(attempt.item)
         if limit is not None:
@@ -193,6 +200,8 @@ class Lockstep:
         self._child = attempt.child = child
         assert attempt.box is not None
         child.enter(partial(self._boxes.enter, attempt.box), random_state)
+        if self._follower.output_in_step:
+            self._terminal.take()
 
     # --- the other phases, and reports
 
@@ -310,15 +319,12 @@ class Lockstep:
             if kwargs["call"].when == "teardown":
                 child.finish()
 
-    def _enter_pdb(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+    def debugging(self, *, entered: bool) -> None:
+        """A debugger of pytest's starts or ends in this process: deadlines rest meanwhile, and it gets the terminal."""
         if self._child is not None:
-            self._child.channel.send("pdb", entered=True)
-        return caller(**kwargs)
-
-    def _leave_pdb(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
-        if self._child is not None:
-            self._child.channel.send("pdb", entered=False)
-        return caller(**kwargs)
+            self._child.channel.send("pdb", entered=entered)
+            if entered:
+                self._terminal.take()
 
     def _attempt(self, item: pytest.Item) -> Attempt | None:
         attempt = item.stash.get(ATTEMPT, None)

@@ -169,6 +169,11 @@ class Run:
         self._boxes.expect(nextitem)
         return self._lockstep.guard(item)
 
+    def debugging(self, *, entered: bool) -> None:
+        """A debugger starts or ends."""
+        if self._lockstep is not None:
+            self._lockstep.debugging(entered=entered)
+
     # --- xdist
 
     def take_worker_output(self, output: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
 from pytest_nsbox.forking import fork_into
+from pytest_nsbox.hugepages import HugePages
 from pytest_nsbox.internals import Forked
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.relay import Channel
@@ -55,6 +56,8 @@ class Lockstep:
         self._boxes = boxes
         self._child: Child | None = None
         self._show_again: Callable[[], None] = lambda: None
+        self.tests_left = 0  # in boxes, the current one included
+        self._huge_pages = HugePages()
         self._terminal = Terminal()
         self._follower = Follower(session.config, boxes, self._terminal)
         self._undo = internals.intercept(
@@ -171,6 +174,7 @@ class Lockstep:
         attempt.keywords = child.keywords
         random_state = random.getstate()
         flush_terminal(self.config)
+        self._huge_pages.before_fork(self.tests_left)
         attempt.started = time.perf_counter()
         try:
             pid = fork_into(box, lambda: self._enter(attempt, child, ours, random_state))

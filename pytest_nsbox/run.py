@@ -126,6 +126,7 @@ class Run:
 
             self._config.pluginmanager.register(Timeouts(), "nsbox-timeouts")
         self._lockstep = Lockstep(session, self._boxes, self._placement)
+        self._lockstep.tests_left = sum(self._boxes.spec_of(item) is not None for item in session.items)
         try:
             yield
         finally:
@@ -167,6 +168,7 @@ class Run:
         if self._lockstep is None or self._boxes is None:
             return None
         self._boxes.expect(nextitem)
+        self._lockstep.tests_left -= 1
         return self._lockstep.guard(item)
 
     def debugging(self, *, entered: bool) -> None:

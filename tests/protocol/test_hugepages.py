@@ -1,0 +1,101 @@
+"""Folding large heaps before they are forked."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import pytest
+
+from pytest_nsbox import hugepages
+from pytest_nsbox.hugepages import LOOK_EVERY, MIB, REPAID_BY, HugePages, large_mappings
+from pytest_nsbox.policy.errors import KernelError
+
+SMAPS = """\
+7f0000000000-7f0004000000 rw-p 00000000 00:00 0 
+Size:              65536 kB
+Anonymous:         {anonymous} kB
+AnonHugePages:         {huge} kB
+VmFlags: rd wr mr mw me ac
+7f0010000000-7f0014000000 {flags} 00000000 00:00 {inode} {path}
+Size:              65536 kB
+Anonymous:         65536 kB
+AnonHugePages:         0 kB
+"""  # noqa: W291 - as the kernel prints it
+
+
+def smaps(anonymous=65536, huge=0, flags="r--p", inode=0, path=""):
+    return SMAPS.format(anonymous=anonymous, huge=huge, flags=flags, inode=inode, path=path)
+
+
+def test_a_large_full_anonymous_mapping_is_found():
+    assert large_mappings(smaps()) == [(0x7F0000000000, 0x7F0004000000)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(smaps(anonymous=30000), id="half empty"),
+        pytest.param(smaps(huge=65536), id="in huge pages already"),
+        pytest.param(smaps(anonymous=0, flags="rw-s"), id="shared"),
+        pytest.param(smaps(anonymous=0, flags="rw-p", inode=77, path="/usr/lib/x.so"), id="of a file"),
+    ],
+)
+def test_other_mappings_are_left_alone(text):
+    assert large_mappings(text) == []
+
+
+def test_the_heap_of_a_process_is_put_into_huge_pages_when_enough_tests_are_left():
+    memory = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    try:
+        hugepages.collapse(address, 4 * MIB)
+    except KernelError as error:
+        pytest.skip(f"this kernel folds no memory: {error}")
+    pages = HugePages()
+    pages.before_fork(REPAID_BY)
+    assert huge_kilobytes(address) > 50 * 1024
+    assert memory[4096] == 1
+
+
+def huge_kilobytes(address):
+    """Of the mapping that holds `address`."""
+    inside = False
+    for line in hugepages._smaps().splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "AnonHugePages:":
+            return int(rest.split()[0])
+    raise AssertionError(f"{address:#x} is not mapped")
+
+
+def test_nothing_is_looked_at_when_too_few_tests_are_left_or_between_looks(monkeypatch):
+    looks = []
+    monkeypatch.setattr(hugepages, "_resident", lambda: looks.append(1) or 0)
+    pages = HugePages()
+    pages.before_fork(REPAID_BY - 1)
+    assert looks == []
+    pages = HugePages()
+    for _ in range(LOOK_EVERY):
+        pages.before_fork(1000)
+    assert looks == [1]
+
+
+def test_a_kernel_that_folds_nothing_is_asked_once(monkeypatch):
+    asked = []
+
+    def refuse(address, length):
+        asked.append(address)
+        raise KernelError("madvise", "", 22)
+
+    monkeypatch.setattr(hugepages, "collapse", refuse)
+    monkeypatch.setattr(hugepages, "_smaps", smaps)
+    monkeypatch.setattr(hugepages, "_resident", lambda: 1 << 40)
+    pages = HugePages()
+    for _ in range(3 * LOOK_EVERY):
+        pages.before_fork(1000)
+    assert len(asked) == 1

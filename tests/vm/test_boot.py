@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.vm import boot
 from tests.vm.boot import run_in_vm
 
 pytestmark = pytest.mark.needs("vm kernel")
@@ -24,3 +27,17 @@ def test_a_command_that_dies_by_a_signal_is_told_from_one_that_exits():
 def test_a_machine_that_hangs_is_stopped_at_the_deadline(capsys: pytest.CaptureFixture[str]):
     assert run_in_vm(["sleep", "600"], timeout=8) == 124
     assert "stopped after 8 s" in capsys.readouterr().err
+
+
+def test_a_machine_that_does_not_come_up_is_tried_again_and_shows_its_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kernel = tmp_path / boot.KERNEL
+    kernel.write_text("#!/bin/sh\necho hanging here\nexec sleep 600\n")
+    kernel.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(boot, "BOOTS", (1.0, 1.0))
+    assert run_in_vm(["true"]) == 125
+    shown = capsys.readouterr()
+    assert shown.out == "hanging here\nhanging here\n"
+    assert shown.err == "the virtual machine was not up after 1 s\n" * 2

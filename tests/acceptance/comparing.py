@@ -208,7 +208,7 @@ def shown(lines: Sequence[str], directory: Path) -> list[str]:
     kept: list[str] = []
     ours = False
     for line in lines:
-        ruler = re.fullmatch(r"=+ (.*?) =+", line)
+        ruler = re.fullmatch(r"[=!]+ (.*?) [=!]+", re.sub(r"\x1b\[[0-9;]*m", "", line))
         if ruler:
             ours = ruler[1].startswith("sandbox")
             text = f"== {re.sub(r' in [0-9.]+s.*', '', ruler[1])} =="

@@ -101,10 +101,10 @@ def _start(session: Session, box: Box, undo: Undo) -> None:
             pid, pidfd = session.doors.clone3(box.namespaces)
             if pid == 0:
                 init.run(session.doors, plan, theirs.fileno(), box.tree.place, box.node.views)
+            box.pid, box.pidfd = pid, pidfd
+            undo.add(lambda: end(box))
         finally:
             session.act_as(shifted=False)
-        box.pid, box.pidfd = pid, pidfd
-        undo.add(lambda: end(box))
     finally:
         theirs.close()
     if box.namespaces & namespaces.NEWUSER:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     M = TypeVar("M")
 
+# What a terminal or its user sends to all of pytest.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
 )
@@ -106,7 +108,15 @@ class Warden:
             os.set_inheritable(theirs.fileno(), True)
             command = [sys.executable, "-I", "-S", "-c", _BOOT, package_parent, str(theirs.fileno())]
             null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
-            pid = os.posix_spawn(sys.executable, command, {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}, file_actions=null)
+            # Ctrl-C is for pytest alone, from the warden's first moment on.
+            pid = os.posix_spawn(
+                sys.executable,
+                command,
+                {"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+                file_actions=null,
+                setsid=True,
+                setsigmask=SIGNALS,
+            )
         except OSError:
             ours.close()
             raise

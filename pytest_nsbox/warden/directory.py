@@ -26,35 +26,40 @@ _CONTENT = ("scratch", "volumes")
 
 
 def make(doors: Doors, path: str, cgroup_parent: str | None) -> int:
-    """Make the directory `path`, a mount of its own, and go there; return the descriptor that holds its lock."""
+    """Make the directory `path` with its lock, held; return the lock's descriptor."""
     # Inits must get to root/, and nobody to anything else.
     doors.make_directory(path, 0o711)
-    lock = files.attempt("open", "lock", os.open, f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, json.dumps({"cgroup_parent": cgroup_parent}).encode())
-        for name in _NAMES:
-            doors.make_directory(f"{path}/{name}", 0o755 if name == "root" else 0o700)
-        for name in ("", "/lock", *(f"/{name}" for name in _NAMES)):
-            files.attempt("chown", path + name, os.chown, path + name, _NOBODY, _NOBODY)
-        doors.make_directory(f"{path}/{LAYERS}")
-        here = doors.clone_tree(path)
-        try:
-            doors.attach(here, path)
-            doors.change_directory(here)
-        finally:
-            os.close(here)
-    except BaseException:
-        os.chdir("/")
-        os.close(lock)
-        remove(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        lock = files.attempt("open", f"{path}/lock", os.open, f"{path}/lock", flags, 0o600)
+    except KernelError:
+        os.rmdir(path)
         raise
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(lock, json.dumps({"cgroup_parent": cgroup_parent}).encode())
     return lock
 
 
+def fill(doors: Doors, path: str) -> None:
+    """Make what is in the directory, make it a mount of its own, and go there. `remove` undoes it at any point."""
+    for name in _NAMES:
+        doors.make_directory(f"{path}/{name}", 0o755 if name == "root" else 0o700)
+    for name in ("", "/lock", *(f"/{name}" for name in _NAMES)):
+        files.attempt("chown", path + name, os.chown, path + name, _NOBODY, _NOBODY)
+    doors.make_directory(f"{path}/{LAYERS}")
+    here = doors.clone_tree(path)
+    try:
+        doors.attach(here, path)
+        doors.change_directory(here)
+    finally:
+        os.close(here)
+
+
 def remove(path: str) -> None:
-    """Remove a session's directory. What clones of the host were mounted on is removed by rmdir alone: a mount that is
-    still there is an error then, and not a host whose files are gone.
+    """Remove a session's directory, which nothing is mounted on or in any more.
+
+    What clones of the host were mounted on is removed by rmdir alone: a mount that is still there is an error then, and
+    not a host whose files are gone.
     """
     for name in _NAMES:
         below = f"{path}/{name}"

@@ -335,10 +335,10 @@ _SERVE: dict[type, Callable[[Server, Any], None]] = {
 
 def main(fd: int) -> None:
     """Be a warden for the client at the other end of the socket `fd`."""
-    # Ctrl-C is for pytest; the warden ends when pytest does.
+    # The client started us with these blocked, and in a session of our own. We end when it does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     process.set_name("nsbox-warden")
     channel = m.Channel(socket(fileno=fd))
     # Inits are forks of this process: what a collection would touch, each of them would have to copy.

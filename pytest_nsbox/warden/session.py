@@ -75,6 +75,7 @@ class Session:
         self.doors.make_private("/")
         self._mounts = visible(parse_mountinfo(read_mounts()))
         self._lock = directory.make(self.doors, self.directory, self.cgroup_parent)
+        directory.fill(self.doors, self.directory)
         self._mount_base()
         self.facts = HostFacts(
             mounts=self._clone_host(),
@@ -109,11 +110,19 @@ class Session:
         self._user_namespaces.clear()
         if self._lock >= 0:
             attempt(os.chdir, "/")
-            attempt(self.doors.detach, self.directory)
+            attempt(self._unmount)
             attempt(directory.remove, self.directory)
             os.close(self._lock)
             self._lock = -1
         return problems
+
+    def _unmount(self) -> None:
+        try:
+            self.doors.detach(self.directory)
+        except KernelError as error:
+            # Not mounted yet.
+            if error.errno != errno.EINVAL:
+                raise
 
     def act_as(self, *, shifted: bool) -> None:
         """Make and access files as root of a box would (or as the host's root again), with all capabilities either way.

@@ -1,0 +1,235 @@
+"""Each call to the kernel fails once: the error tells which, and nothing is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_nsbox.kernel.cgroup_tree import Files
+from pytest_nsbox.kernel.mount import read_mounts
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.mounts import Tmpfs, Volume
+from pytest_nsbox.policy.plan import make_plan
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden.box import Box, end, make_box
+from pytest_nsbox.warden.doors import Doors
+from pytest_nsbox.warden.session import Session
+
+pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
+
+SPECS = {
+    "plain": Spec(),
+    "much": Spec(
+        mem=64 << 20,
+        pids=20,
+        net="none",
+        hostname="box",
+        clock=(("monotonic", 5.0),),
+        readonly=True,
+        disk=1 << 20,
+        tmpfs=(Tmpfs("/made/t"),),
+        volumes=(Volume("/usr", "/made/v", readonly=True), Volume("data", "/data", kind="volume")),
+    ),
+    "privileged": Spec(privileged=True),
+}
+
+
+class Fuse:
+    """Blows at call number `at`, counted from `arm` on, in the warden or in an init."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.inside = False
+        self.calls = 0
+        self.blown = ""
+
+    def arm(self, at: int, *, inside: bool) -> None:
+        self.at, self.inside, self.calls, self.blown = at, inside, 0, ""
+
+    def burn(self, name: str) -> bool:
+        if self.at == 0 or (os.getpid() == 1) != self.inside:
+            return False
+        self.calls += 1
+        if self.calls == self.at:
+            self.blown = name
+            return True
+        return False
+
+
+def faulty_doors(fuse: Fuse) -> Doors:
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if fuse.burn(name):
+                raise KernelError("injected", name, errno.EIO)
+            return function(*arguments, **options)
+
+        return call
+
+    def wrap_file(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if fuse.burn(f"cgroup {name}"):
+                raise OSError(errno.EIO, "injected")
+            return function(*arguments, **options)
+
+        return call
+
+    doors, file_calls = Doors(), Files()
+    for name in dir(Files):
+        # A close or a rmdir that fails cannot be helped.
+        if not name.startswith("_") and name not in ("close", "rmdir", "getxattr", "kill"):
+            setattr(file_calls, name, wrap_file(name, getattr(Files, name)))
+    for name in dir(Doors):
+        if not name.startswith("_") and name != "cgroup_files":
+            setattr(doors, name, wrap(name, getattr(Doors, name)))
+    doors.cgroup_files = file_calls
+    return doors
+
+
+def in_a_process(function: Callable[[], Any]) -> Any:
+    """Run `function` in a fork: a session takes a mount namespace and a working directory for itself."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                result: tuple[bool, object] = (True, function())
+            except BaseException:  # noqa: BLE001  # shown by the parent
+                result = (False, traceback.format_exc())
+            with open(writer, "wb") as file:
+                pickle.dump(result, file)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    fine, result = pickle.loads(data)
+    assert fine, result
+    return result
+
+
+def own_fds() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+    return found
+
+
+def children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def cgroups(session: Session) -> list[str]:
+    return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"nsbox-{session.name}/*") if path.is_dir()]
+
+
+@contextmanager
+def opened(doors: Doors) -> Iterator[Session]:
+    session = Session(doors, tempfile.gettempdir(), os.environ.get("PYTEST_NSBOX_CGROUP_PARENT"))
+    try:
+        session.open()
+        yield session
+    finally:
+        assert session.close() == []
+        assert not os.path.lexists(session.directory)
+
+
+def make(session: Session, spec: Spec) -> Box:
+    return make_box(session, "box", spec, make_plan(spec, session.facts), ("/usr/share",))
+
+
+def unmake(session: Session, box: Box) -> None:
+    end(box)
+    for fd in (box.control, box.clock):
+        if fd >= 0:
+            os.close(fd)
+    box.node.remove()
+    old = session.give_back(box.tree, keep=0)
+    if old is not None:
+        old.remove()
+
+
+def state(session: Session) -> dict[str, object]:
+    """All that a box which could not be made might leave."""
+    return {
+        "mounts": sorted(line.split(" ")[4] for line in read_mounts().splitlines()),
+        "fds": own_fds(),
+        "children": children(),
+        "cgroups": cgroups(session),
+        "layers": os.listdir("scratch/layers"),
+        "roots": os.listdir("root"),
+    }
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["warden", "init"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_box_that_cannot_be_made_leaves_nothing(name: str, inside: bool) -> None:
+    spec = SPECS[name]
+
+    def play() -> list[str]:
+        fuse = Fuse()
+        blown: list[str] = []
+        with opened(faulty_doors(fuse)) as session:
+            # What the first box makes for all that follow.
+            unmake(session, make(session, spec))
+            before = state(session)
+            for at in range(1, 500):
+                fuse.arm(at, inside=inside)
+                try:
+                    box = make(session, spec)
+                except KernelError as error:
+                    assert error.errno == errno.EIO, error
+                    assert "injected" in str(error) or "cgroup" in str(error), error
+                    blown.append(fuse.blown or error.target)
+                else:
+                    fuse.arm(0, inside=False)
+                    unmake(session, box)
+                    if not fuse.blown and (inside or fuse.calls < at):
+                        break
+                fuse.arm(0, inside=False)
+                assert state(session) == before, (at, blown[-1:])
+            unmake(session, make(session, spec))
+        return blown
+
+    blown = in_a_process(play)
+    expected = {"clone_tree", "attach", "pivot_here", "die_with_parent"} if inside else {"clone3", "cgroup mkdir"}
+    assert expected <= set(blown)
+
+
+def test_a_session_that_cannot_be_opened_leaves_nothing() -> None:
+    def play(at: int) -> str:
+        fuse = Fuse()
+        before = (own_fds(), children())
+        fuse.arm(at, inside=False)
+        session = Session(faulty_doors(fuse), tempfile.gettempdir(), os.environ.get("PYTEST_NSBOX_CGROUP_PARENT"))
+        try:
+            session.open()
+        except (KernelError, BoxFailed) as error:
+            assert "injected" in str(error) or fuse.blown.startswith("cgroup")
+        blown = fuse.blown
+        fuse.arm(0, inside=False)
+        assert session.close() == []
+        assert not os.path.lexists(session.directory)
+        assert (own_fds(), children()) == before
+        return blown
+
+    blown = []
+    for at in range(1, 500):
+        found = in_a_process(partial(play, at))
+        if not found:
+            break
+        blown.append(found)
+    assert {"unshare", "make_directory", "clone_tree", "attach", "write_maps"} <= set(blown)

@@ -19,7 +19,6 @@ from pytest_nsbox.kernel.surroundings import find_container, look_around, read_s
 from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Capability, Failure, Surroundings
 from pytest_nsbox.policy.errors import KernelError
-from tests.capabilities import require
 from tests.leftovers import PARENT
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -194,9 +193,6 @@ def as_failure(result: object) -> Failure | None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_failing_call_takes_its_capability_away_and_says_why(name, doors, why, fix):
-    if name == cap.TIME:
-        # A kernel without them fails at an earlier call.
-        require("time namespace")
     found = tried(name, doors)
     assert found.works is False
     assert why in found.why

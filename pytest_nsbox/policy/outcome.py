@@ -109,8 +109,9 @@ def _hints(ending: Ending, spec: Spec, usage: Mapping[str, float], cause: str) -
 
 
 def _ulimit_hints(ending: Ending, spec: Spec) -> list[str]:
-    key = {-24: "cpu", -25: "fsize"}.get(ending.returncode or 0)  # SIGXCPU, SIGXFSZ: only these limits send them
-    if key is None or key not in {name for name, _, _ in spec.ulimits}:
+    # SIGXCPU and SIGXFSZ come from these limits alone; SIGKILL also where soft and hard limit are the same.
+    key = {-24: "cpu", -25: "fsize", -SIGKILL: "cpu"}.get(ending.returncode or 0)
+    if ending.oom_kills or key is None or key not in {name for name, _, _ in spec.ulimits}:
         return []
     return [f"raise ulimits={{{key!r}: ...}}: the limit on {key} sends this signal"]
 

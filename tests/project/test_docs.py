@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import pytest_nsbox
-from pytest_nsbox import settings
+from pytest_nsbox import options, settings
 from pytest_nsbox.fixtures import Sandbox
 from pytest_nsbox.policy import usage
 from pytest_nsbox.policy.errors import SpecProblems
@@ -90,6 +90,11 @@ def test_every_option_and_ini_name_is_documented_and_none_besides():
     page = tables("options.md")
     assert sorted(names(page["Command line"])) == sorted(declared.options)
     assert sorted(names(page["Ini"])) == sorted(declared.ini)
+
+
+def test_the_page_says_which_options_are_not_in_this_version():
+    rows = tables("options.md")["Command line"]
+    assert set(names([row for row in rows if row[1].endswith("(not in this version)")])) == set(options.LACKING)
 
 
 def test_every_usage_figure_is_documented_in_order():

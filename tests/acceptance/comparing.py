@@ -59,6 +59,9 @@ class Recorded:
         return shown(self.result.outlines, self.path)
 
 
+_SHARED: dict[str, Recorded] = {}
+
+
 class Runs:
     """Inner runs of one test, below the pytester's directory."""
 
@@ -109,6 +112,12 @@ class Runs:
             [made_equal(event, directory) for event in events],
             log.read_text(encoding="utf-8").splitlines(),
         )
+
+    def once(self, name: str, files: Mapping[str, str | Path], *args: str, timeout: float = 120) -> Recorded:
+        """A boxed run that all tests of this process share: the first that asks runs it."""
+        if name not in _SHARED:
+            _SHARED[name] = self.run(self.write(files, "boxed"), *args, timeout=timeout)
+        return _SHARED[name]
 
     def both(self, files: Mapping[str, str | Path], *args: str) -> tuple[Recorded, Recorded]:
         """The suite run plainly, and in boxes."""

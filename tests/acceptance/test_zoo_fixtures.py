@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_setup_show_and_plan_are_the_plain_ones(runs: Runs):
 
 
 def test_an_outer_fixture_requested_while_a_test_runs_lives_and_ends_in_its_box(runs: Runs):
-    suite = {
+    suite: dict[str, str | Path] = {
         "conftest.py": ZOO / "fixtures_conftest.py",
         "test_dynamic.py": """
             def test_one(request):

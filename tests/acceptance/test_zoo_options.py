@@ -135,7 +135,7 @@ def junit(run: Recorded) -> list[str]:
                     properties.remove(element)
             if not len(properties):
                 parent.remove(properties)
-    text = made_equal(ET.tostring(tree.getroot(), encoding="unicode"), run.path)
+    text: str = made_equal(ET.tostring(tree.getroot(), encoding="unicode"), run.path)
     return text.replace("><", ">\n<").splitlines()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_nsbox.kernel import cgroup
+from pytest_nsbox.kernel import cgroup, cgroup_tree
+from tests.capabilities import require_cgroup_version
 from tests.kernel.cgroups import groups_below
 from tests.leftovers import PARENT
 
@@ -189,3 +191,39 @@ def test_no_group_stays_after_a_run_with_every_ending(pytester: pytest.Pytester)
     result.assert_outcomes(passed=2, failed=4)
     place = os.environ.get(PARENT) or "nsbox-"
     assert [path for path in groups_below(place) if path.rpartition("/")[2].startswith(("nsbox-", "box-"))] == []
+
+
+def test_in_a_delegated_group_pytest_makes_room_for_boxes_and_goes_back(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    require_cgroup_version(2)
+    # As `systemd-run --scope -p Delegate=yes` leaves it: with pytest in the group, which so cannot limit those inside.
+    root = Path("/sys/fs/cgroup")
+    group = root / f"given-{os.getpid()}"
+    root.joinpath("cgroup.subtree_control").write_text("+cpu +memory +pids +io", encoding="ascii")
+    group.mkdir()
+    try:
+        os.setxattr(group, "user.delegate", b"1")
+        monkeypatch.delenv(PARENT)
+        pytester.makepyfile(
+            """
+            import pytest
+
+            @pytest.fixture(scope="session", autouse=True)
+            def outside():
+                yield
+                assert open("/proc/self/cgroup").read().endswith("/nsbox.host\\n")
+
+            @pytest.mark.sandbox(mem="64M", pids=20)
+            def test_limited():
+                assert open("/sys/fs/cgroup/memory.max").read() == "67108864\\n"
+            """
+        )
+        command = 'echo 0 > "$1/cgroup.procs" && shift && "$@"; s=$?; cat /proc/self/cgroup; exit $s'
+        pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+        result = pytester.run("sh", "-c", command, "sh", str(group), *pytest_)
+        result.assert_outcomes(passed=1)
+        result.stdout.fnmatch_lines([f"0::/{group.name}"])
+        assert [path for path in group.iterdir() if path.is_dir()] == []
+    finally:
+        cgroup_tree.Group(str(group)).remove()

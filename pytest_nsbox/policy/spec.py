@@ -159,7 +159,10 @@ def _entries(read: Mapping[str, Any], name: str) -> tuple[tuple[Any, ...], ...]:
 
 def _cpu_text(cpus: float) -> object:
     text = format_cpu(cpus)
-    return text if parse_cpu(text) == cpus else cpus
+    try:
+        return text if parse_cpu(text) == cpus else cpus
+    except BadValueError:  # more CPUs than are written without an exponent
+        return cpus
 
 
 def _volume_text(volume: Volume) -> object:

@@ -77,5 +77,5 @@ class Buffer:
 
 
 def keep_for_ever(value: object) -> None:
-    """Leak a reference, so that `value` is never finalised, not even when the interpreter ends (pytest's side uses it)."""
+    """Leak a reference: `value` is never finalised, not even when the interpreter ends (for pytest's side)."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

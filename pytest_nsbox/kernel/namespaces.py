@@ -73,9 +73,9 @@ def write_proc(path: str, content: str) -> None:
         raise KernelError("write", path, error.errno or 0) from None
 
 
-def read_id_map(pid: int | str = "self") -> tuple[tuple[int, int, int], ...]:
-    """Return the uid map of process `pid`: rows of first id inside, first id outside, number of ids."""
-    with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+def read_id_map(pid: int | str = "self", name: str = "uid_map") -> tuple[tuple[int, int, int], ...]:
+    """Return the id map `name` of process `pid`: rows of first id inside, first id outside, number of ids."""
+    with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
         return tuple(
             (int(inside), int(outside), int(count)) for inside, outside, count in (line.split() for line in file)
         )

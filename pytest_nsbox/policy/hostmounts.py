@@ -39,12 +39,14 @@ _PSEUDO = frozenset(
 class Mounted:
     """One line of mountinfo.
 
+    device  major:minor of the file system
     root    which directory (or file) of the file system is mounted there
     target  the mount point
     """
 
     number: int
     parent: int
+    device: str
     root: str
     target: str
     readonly: bool
@@ -67,6 +69,7 @@ def parse_mountinfo(text: str) -> tuple[Mounted, ...]:
             Mounted(
                 int(fields[0]),
                 int(fields[1]),
+                fields[2],
                 _unescape(fields[3]),
                 _unescape(fields[4]),
                 "ro" in fields[5].split(",") or "ro" in super_options,

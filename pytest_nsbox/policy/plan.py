@@ -36,6 +36,8 @@ DEVICE_LINKS = (
 )
 # Made new in each box, with what is mounted below them.
 OWN = ("/proc", "/sys", "/dev")
+# Where the overlays of a box are found once more, without what is mounted on them: what a box in this box is made of.
+LOWER = "/dev/.nsbox"
 
 
 @record
@@ -45,21 +47,19 @@ class HostMount:
     number     names its clone in the session's directory
     writable   whether a copy-on-write layer goes on top; else it is bound read-only
     directory  or a single file
-    shifted    whether its clone shows ids through the session's map
     """
 
     number: int
     target: str
     writable: bool
     directory: bool = True
-    shifted: bool = True
 
 
 @keyword_record
 class HostFacts:
     """What a plan needs to know of the host.
 
-    mode     "shifted" (host id 0 is not mapped into boxes), "identity" (it is) or "nested" (we are in a box ourselves)
+    mode     "shifted" (host id 0 is not mapped into boxes) or "nested" (we are in a box ourselves)
     mounts   those to be shown in boxes, "/" first
     time_ns  whether the kernel has time namespaces
     passwd, group  texts of those files of /etc
@@ -113,12 +113,27 @@ class MountTmpfs:
 
 
 @record
+class ShowAgain:
+    """The mount at `target` once more at `place`, alone."""
+
+    target: str
+    place: str
+
+
+@record
 class MakeDevice:
     """A character device `name` in the box's /dev."""
 
     name: str
     major: int
     minor: int
+
+
+@record
+class BindDevice:
+    """Our own device `name` in the box's /dev, where nobody may make one."""
+
+    name: str
 
 
 @record
@@ -185,7 +200,8 @@ class SetClocks:
 
 
 TreeOp: TypeAlias = (
-    "Overlay | ShowMount | Bind | MountTmpfs | MakeDevice | MakeLink | MakeDirectory | ShowSysfs | SetReadonly"
+    "Overlay | ShowMount | Bind | MountTmpfs | ShowAgain | MakeDevice | BindDevice | MakeLink | MakeDirectory "
+    "| ShowSysfs | SetReadonly"
 )
 InitOp: TypeAlias = "MountOwn | ShowCgroups | SetHostname | LoopbackUp | SetClocks"
 
@@ -196,7 +212,8 @@ class Plan:
     own.
 
     disk      bytes that all layers together may take, or None for no limit
-    shifted   whether the layers are written as the id that is root in boxes
+    shifted   whether files are written as the id that stands for root in boxes
+    privileged  whether root in the box is ours, with all rights
     sockets   whether the host's unix sockets can be reached
     reusable  whether a tree that was left unchanged can serve another box
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
@@ -207,6 +224,7 @@ class Plan:
     namespaces: tuple[str, ...]
     disk: int | None = None
     shifted: bool = True
+    privileged: bool = False
     sockets: bool = True
     reusable: bool = True
     user: tuple[int, int] | None = None
@@ -224,29 +242,37 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
         else ShowMount(mount.number, mount.target, mount.directory)
         for mount in host.mounts
     ]
-    tree: list[TreeOp] = [*layers, *_devices(), ShowSysfs(own_net)]
+    tree: list[TreeOp] = [*layers, *_devices(host), ShowSysfs(own_net)]
     # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
     mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
     mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]
     mounts.sort(key=lambda op: op.target.count("/"))
     tree += mounts
+    overlays = [op.target for op in layers if isinstance(op, Overlay)]
+    again: list[ShowAgain] = []
+    if not mounts:
+        # Else what a volume hides could be seen there.
+        tree.append(MakeDirectory(LOWER.rpartition("/")[2], 0o700))
+        again = [ShowAgain(target, f"{LOWER}/{number}") for number, target in enumerate(overlays)]
+        tree += again
     if spec.readonly:
-        tree += [SetReadonly(op.target) for op in layers if isinstance(op, Overlay)]
+        tree += [SetReadonly(target) for target in (*overlays, *(op.place for op in again))]
     return Plan(
         tuple(tree),
         tuple(_init(spec, own_net=own_net)),
         _namespaces(spec, host, own_net=own_net),
         spec.disk,
-        shifted=not spec.privileged,
+        shifted=host.mode == "shifted" and not spec.privileged,
+        privileged=spec.privileged,
         sockets=not own_net,
         reusable=spec.disk is None and not spec.tmpfs and not spec.privileged,
         user=(user.uid, user.gid) if user is not None and user.uid != 0 else None,
     )
 
 
-def _devices() -> list[TreeOp]:
+def _devices(host: HostFacts) -> list[TreeOp]:
     made: list[TreeOp] = [MountTmpfs("/dev", None, 0o755, devices=True)]
-    made += [MakeDevice(*device) for device in DEVICES]
+    made += [BindDevice(device[0]) if host.mode == "nested" else MakeDevice(*device) for device in DEVICES]
     made += [MakeLink(*link) for link in DEVICE_LINKS]
     made += [MakeDirectory("pts", 0o755), MakeDirectory("mqueue", 0o1777), MakeDirectory("shm", 0o1777)]
     return made

@@ -10,8 +10,8 @@ from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes
 from pytest_nsbox.policy.plan import SetClocks
 from pytest_nsbox.warden import init
+from pytest_nsbox.warden.ids import SHIFTED_ROOT
 from pytest_nsbox.warden.late import find_late
-from pytest_nsbox.warden.session import SHIFT_MAP, SHIFTED_ROOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def make_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[
         cgroups = session.cgroups
         if cgroups is None:
             raise BoxFailed("the session is not open")
-        node = cgroups.make(name, cgroup_writes(spec, cgroups.version), None if spec.privileged else SHIFTED_ROOT)
+        node = cgroups.make(name, cgroup_writes(spec, cgroups.version), SHIFTED_ROOT if plan.shifted else None)
         undo.add(node.remove)
         session.make_view_points(node.views)
         tree = session.take_tree(plan, find_late(shared, sockets=plan.sockets))
@@ -108,7 +108,7 @@ def _start(session: Session, box: Box, undo: Undo) -> None:
     finally:
         theirs.close()
     if box.namespaces & namespaces.NEWUSER:
-        session.doors.write_maps(pid, SHIFT_MAP, SHIFT_MAP)
+        session.doors.write_maps(pid, *session.maps)
     os.write(box.control, init.GO)
     report = os.read(box.control, 4096)
     if report != init.READY:

@@ -40,11 +40,14 @@ def make(doors: Doors, path: str, cgroup_parent: str | None) -> int:
     return lock
 
 
-def fill(doors: Doors, path: str) -> None:
-    """Make what is in the directory, make it a mount of its own, and go there. `remove` undoes it at any point."""
+def fill(doors: Doors, path: str, *, hidden: bool) -> None:
+    """Make what is in the directory, make it a mount of its own, and go there. `remove` undoes it at any point.
+
+    hidden  whether there is an id for it that boxes do not have
+    """
     for name in _NAMES:
         doors.make_directory(f"{path}/{name}", 0o755 if name == "root" else 0o700)
-    for name in ("", "/lock", *(f"/{name}" for name in _NAMES)):
+    for name in ("", "/lock", *(f"/{name}" for name in _NAMES)) if hidden else ():
         files.attempt("chown", path + name, os.chown, path + name, _NOBODY, _NOBODY)
     doors.make_directory(f"{path}/{LAYERS}")
     here = doors.clone_tree(path)

@@ -30,7 +30,11 @@ def bind_late(session: Session, box: Box, paths: Iterable[str]) -> None:
         for path in paths:
             directory = os.path.isdir(path)
             clones.append(
-                (path, session.clone_for_box(path, shifted=plan.shifted, readonly=False, user=plan.user), directory)
+                (
+                    path,
+                    session.host.clone_for_box(path, shifted=plan.shifted, readonly=False, user=plan.user),
+                    directory,
+                )
             )
         doors.setns(box.pidfd, namespaces.NEWNS)
         try:

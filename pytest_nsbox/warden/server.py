@@ -190,7 +190,7 @@ class Server:
         tree = box.tree
         if self.session is None or tree.is_as_begun():
             return []
-        lower = self.session.clones(shifted=tree.plan.shifted)
+        lower = self.session.clones(tree.plan)
         layers = [(layer.target, layer.upper, f"{lower}/{layer.number}") for layer in tree.layers]
         return list_changes(layers, tree.made)
 

@@ -143,6 +143,7 @@ class _Builder:
         self.session = tree.session
         self.doors = tree.session.doors
         self.shifted = tree.plan.shifted
+        self.nodev = 0 if tree.plan.privileged else NODEV
         # Root of each mount made so far, by its target.
         self.mounts: dict[str, int] = {}
         self.root = -1
@@ -208,31 +209,34 @@ class _Builder:
         layer = f"{self.place}/{op.number}"
         for name in ("", "/upper", "/work"):
             self.doors.make_directory(layer + name)
-        options = [
-            ("lowerdir", f"{self.session.clones(shifted=self.shifted)}/{op.number}"),
+        options: list[tuple[str, str | None]] = [
+            ("lowerdir", f"{self.session.clones(self.tree.plan)}/{op.number}"),
             ("upperdir", f"{layer}/upper"),
             ("workdir", f"{layer}/work"),
-            # Without these renaming a directory of the host is EXDEV, and hard links to its files break.
-            ("redirect_dir", "on"),
-            ("index", "on"),
             # The layer is thrown away: nothing of it needs to reach the disk.
             ("volatile", None),
         ]
-        mount = self.doors.new_mount("overlay", options, NODEV if self.shifted else 0, op.target)
+        if self.session.mode == "shifted":
+            # Without these renaming a directory of the host is EXDEV, and hard links to its files break.
+            options += [("redirect_dir", "on"), ("index", "on")]
+        else:
+            # All that the kernel lets root of a user namespace have.
+            options.append(("userxattr", None))
+        mount = self.doors.new_mount("overlay", options, self.nodev, op.target)
         self.tree.overlays.append(mount)
         self.tree.layers.append(Layer(op.number, op.target, layer))
         self._put(mount, op.target)
 
     def show(self, op: plans.ShowMount) -> None:
         self._put(
-            self.doors.clone_tree(f"{self.session.clones(shifted=self.shifted)}/{op.number}"),
+            self.doors.clone_tree(f"{self.session.clones(self.tree.plan)}/{op.number}"),
             op.target,
             directory=op.directory,
         )
 
     def bind(self, op: plans.Bind) -> None:
         source = f"volumes/{op.source}" if op.kind == "volume" else op.source
-        mount = self.session.clone_for_box(
+        mount = self.session.host.clone_for_box(
             source, shifted=self.shifted, readonly=op.readonly, user=self.tree.plan.user if op.shared else None
         )
         self._put(mount, op.target, directory=os.path.isdir(source))
@@ -256,7 +260,7 @@ class _Builder:
         options: list[tuple[str, str | None]] = [("mode", f"{op.mode:o}")]
         if op.size is not None:
             options.append(("size", str(op.size)))
-        attributes = NOSUID | (0 if op.devices or not self.shifted else NODEV)
+        attributes = NOSUID | (0 if op.devices else self.nodev)
         mount = self.doors.new_mount("tmpfs", options, attributes, op.target)
         if op.devices:
             # The mount's own descriptor is an O_PATH one and cannot be listed.
@@ -265,6 +269,14 @@ class _Builder:
 
     def device(self, op: plans.MakeDevice) -> None:
         self.doors.make_device(op.name, op.major, op.minor, at=self.mounts["/dev"])
+
+    def bind_device(self, op: plans.BindDevice) -> None:
+        self.doors.make_file(op.name, at=self.mounts["/dev"])
+        self._put(self.doors.clone_tree(f"/dev/{op.name}"), f"/dev/{op.name}", directory=False)
+
+    def again(self, op: plans.ShowAgain) -> None:
+        mount = self.doors.clone_tree("", at=self.mounts[op.target])
+        self._put(mount, op.place)
 
     def link(self, op: plans.MakeLink) -> None:
         self.doors.make_link(op.name, op.to, at=self.mounts["/dev"])
@@ -287,6 +299,8 @@ _PERFORM: dict[type, Callable[[_Builder, Any], None]] = {
     plans.Bind: _Builder.bind,
     plans.MountTmpfs: _Builder.tmpfs,
     plans.MakeDevice: _Builder.device,
+    plans.BindDevice: _Builder.bind_device,
+    plans.ShowAgain: _Builder.again,
     plans.MakeLink: _Builder.link,
     plans.MakeDirectory: _Builder.directory,
     plans.ShowSysfs: _Builder.sysfs,
@@ -326,8 +340,9 @@ def _list_layer(layer: Layer) -> Listing:
     """
     top = os.lstat(layer.upper)
     found: Listing = {"": (top.st_mode, top.st_uid, top.st_gid, len(os.listxattr(layer.upper)))}
-    # Hard links that were copied up leave a trace there.
-    found["index"] = (len(os.listdir(f"{layer.path}/work/index")),)
+    # Hard links that were copied up leave a trace there (where the kernel lets us have an index).
+    index = f"{layer.path}/work/index"
+    found["index"] = (len(os.listdir(index)) if os.path.isdir(index) else 0,)
     _list_below(layer.upper, "", found)
     return found
 

@@ -331,7 +331,7 @@ def test_other_boxes_layers_are_out_of_reach(warden: Warden) -> None:
             (lambda path: os.open(path, os.O_RDONLY), f"{place}/lock"),
         ):
             try:
-                function(path)  # type: ignore[operator]
+                function(path)
                 codes.append(0)
             except OSError as error:
                 codes.append(error.errno or -1)

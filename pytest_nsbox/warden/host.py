@@ -1,0 +1,129 @@
+"""The host's mounts as boxes get to see them: clones in the session's directory, made once, and clones for one box.
+
+Clones are nodev (a read-only mount does not stop writes to a block device), and in shifted mode they show ids through
+the boxes' map: so ids look and are stored unchanged, while the kernel knows root in the box as another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pytest_nsbox.kernel.mount import NODEV, RDONLY
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.hostmounts import Mounted, is_within
+from pytest_nsbox.policy.plan import LOWER, OWN, HostMount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_nsbox.warden.doors import Doors
+    from pytest_nsbox.warden.ids import UserNamespaces
+
+
+class Host:
+    """`mounts` are those that boxes show; number n of them is at host/<n> (for privileged boxes at plain/<n>)."""
+
+    def __init__(self, doors: Doors, mode: str, seen: tuple[Mounted, ...], user_namespaces: UserNamespaces) -> None:
+        self._doors = doors
+        self._mode = mode
+        self._seen = seen
+        self._user_namespaces = user_namespaces
+        self._plain = False
+        self.mounts: tuple[HostMount, ...] = ()
+
+    def clone(self) -> None:
+        """Clone what boxes show to host/<n>."""
+        shown: list[HostMount] = []
+        for mount in self._seen:
+            own = mount.target != "/" and any(is_within(mount.target, place) for place in OWN)
+            if not own and mount.fstype != "autofs" and os.path.exists(mount.target):
+                shown.append(self._clone_one(len(shown), mount))
+        self.mounts = tuple(shown)
+
+    def _clone_one(self, number: int, mount: Mounted) -> HostMount:
+        directory = os.path.isdir(mount.target)
+        writable = directory and not (mount.readonly or mount.pseudo)
+        place = f"host/{number}"
+        (self._doors.make_directory if directory else self._doors.make_file)(place)
+        attributes = NODEV if writable else NODEV | RDONLY
+        source = self._bare(mount)
+        if self._mode == "shifted":
+            try:
+                self.attach_clone(source, place, attributes, shifted=True)
+            except KernelError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                if mount.target == "/":
+                    raise BoxFailed(
+                        f"the root's file system ({mount.fstype}) cannot be shown with other ids: {error}; "
+                        "boxes need Linux 5.19 and a root on ext4, xfs, btrfs, f2fs or tmpfs"
+                    ) from None
+            else:
+                return HostMount(number, mount.target, writable, directory)
+        # Where a file system cannot be shifted, root's files look as nobody's; who may read them still may.
+        self.attach_clone(source, place, attributes)
+        return HostMount(number, mount.target, writable, directory)
+
+    def _bare(self, mount: Mounted) -> str:
+        """Return where `mount` can be cloned without what is mounted on it.
+
+        Inside a user namespace the kernel refuses that for mounts that hide something; boxes show theirs once more.
+        """
+        covered = any(other.target != mount.target and is_within(other.target, mount.target) for other in self._seen)
+        if self._mode == "shifted" or not covered:
+            return mount.target
+        for other in self._seen:
+            if is_within(other.target, LOWER) and (other.device, other.root) == (mount.device, mount.root):
+                return other.target
+        raise BoxFailed(
+            f"a box in this container is not possible: {mount.target} lies under mounts that cannot be taken off "
+            "(boxes within boxes work where the outer one has no volumes and no tmpfs)"
+        )
+
+    def clone_plain(self) -> None:
+        """Clone the same to plain/<n> with ids as they are, at the first privileged box."""
+        if self._plain:
+            return
+        for mount in self.mounts:
+            place = f"plain/{mount.number}"
+            if not os.path.lexists(place):
+                (self._doors.make_directory if mount.directory else self._doors.make_file)(place)
+            self.attach_clone(mount.target, place, 0 if mount.writable else RDONLY)
+        self._plain = True
+
+    def attach_clone(self, source: str, place: str, attributes: int = NODEV, *, shifted: bool = False) -> None:
+        """Clone the mount of `source` to `place`."""
+        clone = self._doors.clone_tree(source)
+        try:
+            idmap = self._user_namespaces.get(None) if shifted else None
+            self._doors.set_attributes(clone, attributes, idmap=idmap, target=source)
+            self._doors.attach(clone, place)
+        finally:
+            os.close(clone)
+
+    def clone_for_box(self, source: str, *, shifted: bool, readonly: bool, user: tuple[int, int] | None = None) -> int:
+        """Return a detached mount of the host's `source`, to be attached in a box.
+
+        user  what belongs to root is shown as this user's, and the other way round
+        """
+        source = os.path.realpath(source)
+        below = any(m.target != source and is_within(m.target, source) for m in self._seen)
+        # Without the rights of the first user namespace, the kernel's own flags of a mount stay as they are.
+        attributes = (RDONLY if readonly else 0) | (NODEV if shifted else 0)
+        idmap = self._user_namespaces.get(user) if shifted else None
+        try:
+            return self._clone_source(source, attributes, idmap, recursive=below)
+        except KernelError as error:
+            if error.errno != errno.EINVAL or not below:
+                raise
+            # Something mounted below it cannot be shifted (a proc, for one): without what is below, then.
+            return self._clone_source(source, attributes, idmap, recursive=False)
+
+    def _clone_source(self, source: str, attributes: int, idmap: int | None, *, recursive: bool) -> int:
+        clone = self._doors.clone_tree(source, recursive=recursive)
+        try:
+            self._doors.set_attributes(clone, attributes, idmap=idmap, recursive=recursive, target=source)
+        except BaseException:
+            os.close(clone)
+            raise
+        return clone

@@ -1,0 +1,148 @@
+"""Boxes that a test in a box makes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.mounts import Tmpfs
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden.client import Warden
+from tests.capabilities import cgroup_version
+from tests.warden.boxes import DiedError, config, run, run_for_usage, run_in, started
+
+pytestmark = pytest.mark.keeps_running("boxes of the module's warden")
+
+
+def test_a_box_in_a_box_is_one_of_its_own(warden: Warden, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("host")
+
+    def inner() -> tuple[int, int, str, str, list[str]]:
+        before = path.read_text()
+        path.write_text("inner")
+        Path("/left").touch()
+        names = sorted(name for name in os.listdir("/proc") if name.isdigit())
+        return os.getpid(), os.getuid(), before, socket.gethostname(), names
+
+    def outer() -> tuple[object, str, bool, str, bool]:
+        path.write_text("outer")
+        with started(tmpdir="/tmp") as second:
+            seen = run(second, inner, hostname="inner", net="none")
+            again = run(second, lambda: os.path.exists("/left"))
+        left = [name for name in os.listdir("/tmp") if name.startswith("nsbox-") and os.access(f"/tmp/{name}", os.R_OK)]
+        return seen, path.read_text(), os.path.exists("/left"), socket.gethostname(), bool(again or left)
+
+    seen, inside, left, name, again = run(warden, outer, hostname="outer")
+    assert seen == (2, 0, "outer", "inner", ["1", "2"])
+    assert (inside, left, name, again) == ("outer", False, "outer", False)
+    assert path.read_text() == "host"
+
+
+def test_limits_hold_in_a_box_in_a_box(warden: Warden) -> None:
+    def eat() -> int:
+        return len(bytearray(200 << 20))
+
+    def outer() -> tuple[int, str]:
+        with started(tmpdir="/tmp") as second:
+            box = second.acquire(Spec(mem=32 << 20, pids=10))
+            try:
+                run_in(box, eat)
+            except DiedError as error:
+                number = error.signal
+            released = box.release()
+        return number, "\n".join(released.counters.values())
+
+    number, texts = run(warden, outer)
+    assert number == 9
+    assert "oom_kill 1" in texts
+
+
+def test_the_outer_limit_holds_for_all_boxes_within(warden: Warden) -> None:
+    def eat() -> int:
+        return len(bytearray(200 << 20))
+
+    def outer() -> int:
+        with started(tmpdir="/tmp") as second:
+            try:
+                run(second, eat)
+            except DiedError as error:
+                return error.signal
+        return 0
+
+    # The kernel takes the largest: that is the one that eats.
+    assert run(warden, outer, mem=100 << 20) == 9
+
+
+def test_readonly_roots_users_and_sizes_hold_in_a_box_in_a_box(warden: Warden) -> None:
+    def write() -> int:
+        try:
+            Path("/x").touch()
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+    def fill() -> int:
+        try:
+            Path("/x").write_bytes(bytes(3 << 20))
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+    def outer() -> list[int]:
+        with started(tmpdir="/tmp") as second:
+            return [
+                run(second, write, readonly=True),
+                run(second, fill, disk=1 << 20),
+                run(second, os.getuid, user="nobody"),
+            ]
+
+    assert run(warden, outer) == [30, 28, 65534]
+
+
+def test_changes_are_told_in_a_box_in_a_box(warden: Warden) -> None:
+    def change() -> None:
+        Path("/etc/passwd").write_text("x")
+        Path("/etc/shadow").unlink()
+        Path("/new").touch()
+
+    def outer() -> list[tuple[str, str]]:
+        with started(tmpdir="/tmp") as second:
+            box = second.acquire(Spec())
+            run_in(box, change)
+            changes = box.changes()
+            box.release()
+        return changes
+
+    assert run(warden, outer) == [("C", "/etc/passwd"), ("D", "/etc/shadow"), ("A", "/new")]
+
+
+def test_what_the_inner_box_did_is_charged_to_the_outer_one(warden: Warden) -> None:
+    def outer() -> None:
+        with started(tmpdir="/tmp") as second:
+            run(second, lambda: sum(range(3_000_000)))
+
+    _, released = run_for_usage(warden, outer)
+    counter = "cpuacct.usage" if cgroup_version() == 1 else "cpu.stat"
+    first = released.counters[counter].split()[-1 if cgroup_version() == 1 else 1]
+    assert int(first) > (20_000_000 if cgroup_version() == 1 else 20_000)
+
+
+def test_a_box_that_hides_something_can_hold_no_box(warden: Warden) -> None:
+    def outer() -> str:
+        second = Warden.start(config(tmpdir="/tmp"))
+        try:
+            second.acquire(Spec())
+        except BoxFailed as error:
+            return str(error)
+        finally:
+            second.close()
+        return ""
+
+    assert "boxes within boxes work where the outer one has no volumes and no tmpfs" in run(
+        warden, outer, tmpfs=(Tmpfs("/mnt"),)
+    )

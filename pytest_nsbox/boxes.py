@@ -68,8 +68,8 @@ class Boxes:
         return self.warden.acquire(spec)
 
     def make_next(self) -> None:
-        """Have the box of the next test made; called when the current one is on its way."""
-        if self._next is not None:
+        """Have boxes of the next test's kind made, if there is none ahead; called when a test is on its way."""
+        if self._next is not None and not self.warden.is_ahead(self._next):
             self.warden.prefetch(self._next)
 
     def enter(self, box: Box) -> None:
@@ -170,6 +170,9 @@ class Boxes:
             assert attempt.box is not None
             self.begin_release(attempt)
             released = self._released[id(attempt)] = attempt.box.release()
+            # Now and not sooner: the warden answers in turn, and a test's report waits for it.
+            if self._next is not None:
+                self.warden.prefetch(self._next)
         return released
 
 

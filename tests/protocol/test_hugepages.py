@@ -75,7 +75,12 @@ def huge_kilobytes(address):
 
 def test_nothing_is_looked_at_when_too_few_tests_are_left_or_between_looks(monkeypatch):
     looks = []
-    monkeypatch.setattr(hugepages, "_resident", lambda: looks.append(1) or 0)
+
+    def look():
+        looks.append(1)
+        return 0
+
+    monkeypatch.setattr(hugepages, "_resident", look)
     pages = HugePages()
     pages.before_fork(REPAID_BY - 1)
     assert looks == []

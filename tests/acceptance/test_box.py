@@ -56,8 +56,8 @@ def box(runs: Runs, host_socket: str, monkeypatch: pytest.MonkeyPatch) -> Record
 
 
 def test_a_box_is_what_its_marker_says_and_the_host_stays_as_it_was(box: Recorded):
-    failed = [report for report in box.reports() if report["outcome"] == "failed"]
-    failed = [f"{report['nodeid']} in {report['when']}:\n{report['longrepr']}" for report in failed]
+    deaths = [report for report in box.reports() if report["outcome"] == "failed"]
+    failed = [f"{report['nodeid']} in {report['when']}:\n{report['longrepr']}" for report in deaths]
     assert not failed, "\n\n".join(failed)
     box.result.assert_outcomes(passed=29)
 

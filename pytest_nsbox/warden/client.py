@@ -149,6 +149,10 @@ class Warden:
         config = self._config
         return (*([config.base_temp] if config.base_temp else []), *config.rw_paths, *config.shared_paths)
 
+    def is_ahead(self, spec: Spec) -> bool:
+        """Say if a box of `spec` was asked for already and nobody has taken it."""
+        return spec.box_key() in self._pending.values()
+
     def _request(self, key: Spec) -> int:
         if not self._configured:
             config = self._config

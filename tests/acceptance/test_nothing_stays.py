@@ -170,7 +170,7 @@ def test_a_killed_warden_fails_the_tests_and_the_next_run_sweeps(runs: Runs, goi
     assert run.process.returncode == 1
     assert "warden" in output
     assert "INTERNALERROR" not in output
-    assert "1 passed" in output
+    assert re.search(r"[12] passed", output)  # a new warden may serve the tests after it
     left = leftovers.new_since(before, grace=1)
     assert not [text for text in left.values() if "process" in text or "mount" in text], left
     quick = runs.run(runs.write({"test_a.py": "def test_a(): pass"}, "next"))

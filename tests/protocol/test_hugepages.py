@@ -9,6 +9,7 @@ import pytest
 
 from pytest_nsbox import hugepages
 from pytest_nsbox.hugepages import LOOK_EVERY, MIB, REPAID_BY, HugePages, large_mappings
+from pytest_nsbox.kernel.memory import collapse
 from pytest_nsbox.policy.errors import KernelError
 
 SMAPS = """\
@@ -51,7 +52,7 @@ def test_the_heap_of_a_process_is_put_into_huge_pages_when_enough_tests_are_left
         memory[place] = 1
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     try:
-        hugepages.collapse(address, 4 * MIB)
+        collapse(address, 4 * MIB)
     except KernelError as error:
         pytest.skip(f"this kernel folds no memory: {error}")
     pages = HugePages()

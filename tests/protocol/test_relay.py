@@ -1,164 +1,260 @@
-"""Frames: what goes in comes out, however it is cut, and nothing that a test writes breaks pytest's side."""
+"""What crosses the socket: frames, reports and warnings come out as they went in, and rubbish is refused."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
+import struct
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_nsbox.relay import (
+    MAX_FRAME,
     Channel,
     ChannelClosedError,
     Poller,
+    Text,
     encode,
     is_plain,
+    passed_from_data,
+    passed_to_data,
+    report_from_data,
+    report_to_data,
     warning_from_data,
     warning_to_data,
 )
 
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-NAMES = st.text(st.characters(codec="ascii", categories=("Ll",)), min_size=1).filter(lambda name: name != "t")
-
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, socket.socket]]:
-    """A channel, and the other end as a bare socket."""
+    """A channel, and the bare socket at its other end."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield Channel(ours), theirs
 
 
-def read_back(data: bytes, piece: int) -> list[dict[str, object]]:
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1).filter(lambda name: name != "t"), JSON, max_size=4), st.integers(1, 50))
+def test_a_frame_comes_out_as_it_went_in_however_it_is_cut(fields: dict[str, Any], size: int):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        channel, found = Channel(ours), []
-        for start in range(0, len(data), piece):
-            theirs.sendall(data[start : start + piece])
+        channel = Channel(ours)
+        data = encode("kind", fields) + encode("next", {})
+        frames = []
+        for start in range(0, len(data), size):
+            theirs.sendall(data[start : start + size])
             channel.fill()
             while (frame := channel.take()) is not None:
-                found.append(frame)
-        return found
+                frames.append(frame)
+    assert frames == [{"t": "kind", **fields}, {"t": "next"}]
 
 
-@given(st.lists(st.dictionaries(NAMES, PLAIN, max_size=3), min_size=1, max_size=3), st.integers(1, 50))
-def test_frames_arrive_whole_however_they_are_cut(frames, piece):
-    data = b"".join(encode("kind", fields) for fields in frames)
-    assert read_back(data, piece) == [{"t": "kind", **fields} for fields in frames]
+def test_text_that_utf8_cannot_carry_survives(ends: tuple[Channel, socket.socket]):
+    channel, theirs = ends
+    theirs.sendall(encode("x", {"text": "\udcff ✓ \0"}))
+    assert channel.receive()["text"] == "\udcff ✓ \0"
 
 
-@given(st.binary(min_size=4, max_size=60))
-def test_whatever_a_test_writes_is_a_frame_or_a_closed_channel(data):
-    try:
-        for frame in read_back(data, 60):
-            assert isinstance(frame["t"], str)
-    except ChannelClosedError as error:
-        assert "the test wrote" in str(error)
+def test_values_that_json_does_not_know_are_sent_as_text(ends: tuple[Channel, socket.socket]):
+    channel, theirs = ends
+    theirs.sendall(encode("x", {"path": os.fspath("/a"), "set": {1}, "object": ValueError("e"), "bytes": b"x"}))
+    frame = channel.receive()
+    assert frame["set"] == [1]
+    assert frame["object"] == "e"
+    assert frame["bytes"] == "b'x'"
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("rubbish", "said"),
     [
-        (b"\xff\xff\xff\xff", "of length where a frame starts"),
-        (b"\0\0\0\3abc", "not JSON"),
-        (b"\0\0\0\2[]", "not a frame"),
-        (b'\0\0\0\7{"t":1}', "not a frame"),
+        (struct.pack(">I", MAX_FRAME + 1), f"wrote {MAX_FRAME + 1} bytes of length where a frame starts"),
+        (struct.pack(">I", 3) + b"\xff\xff\xff", "wrote something that is not JSON"),
+        (struct.pack(">I", 2) + b"[]", "wrote JSON that is not a frame"),
+        (struct.pack(">I", 7) + b'{"t":1}', "wrote JSON that is not a frame"),
     ],
+    ids=["length", "no json", "no object", "no kind"],
 )
-def test_rubbish_says_what_it_is(ends, data, said):
+def test_rubbish_is_refused_with_what_it_was(ends: tuple[Channel, socket.socket], rubbish: bytes, said: str):
     channel, theirs = ends
-    theirs.sendall(data)
+    theirs.sendall(rubbish)
     with pytest.raises(ChannelClosedError, match=said):
         channel.receive()
 
 
-def test_the_end_of_the_socket_is_told_when_a_frame_is_awaited(ends):
+def test_end_of_file_in_the_midst_of_a_frame_is_the_end(ends: tuple[Channel, socket.socket]):
     channel, theirs = ends
-    theirs.sendall(encode("kind", {})[:-1])
+    theirs.sendall(encode("x", {"a": "b" * 100})[:50])
     theirs.close()
     with pytest.raises(ChannelClosedError, match="closed its pipe"):
         channel.receive()
 
 
-def test_values_that_json_does_not_know_arrive_as_their_text_and_sets_as_lists():
-    (frame,) = read_back(encode("kind", {"a": 3 + 4j, "b": {1}, "c": "\udcff"}), 1000)
-    assert frame == {"t": "kind", "a": "(3+4j)", "b": [1], "c": "\udcff"}
-
-
-@given(PLAIN)
-def test_plain_values_survive_json(value):
-    if is_plain(value, depth=10):
-        assert json.loads(json.dumps(value)) == value
-
-
-@pytest.mark.parametrize("value", [(1,), {1: 2}, {"a": object()}, b"x", {1}, [[[[[1]]]]], type("S", (str,), {})("x")])
-def test_values_that_json_would_change_are_not_plain(value):
-    assert not is_plain(value)
-
-
-def test_the_poller_tells_the_frame_from_the_end_of_the_process(ends):
+def test_the_poller_tells_data_from_the_end_of_the_process(ends: tuple[Channel, socket.socket]):
     channel, theirs = ends
     pid = os.fork()
     if pid == 0:
-        theirs.recv(1)
-        os._exit(0)
+        try:
+            theirs.recv(1)
+        finally:
+            os._exit(0)
     pidfd = os.pidfd_open(pid)
     try:
         poller = Poller(channel, pidfd)
         assert poller.wait(0) == (False, False)
-        theirs.sendall(encode("kind", {}))
-        assert poller.wait(5) == (True, False)
-        channel.receive()
-        channel.send("go")
+        theirs.sendall(b"x")
+        assert poller.wait(1) == (True, False)
+        poller.forget_channel()
+        assert poller.wait(0) == (False, False)
+        channel._sock.sendall(b"x")
         assert poller.wait(5) == (False, True)
     finally:
-        os.waitpid(pid, 0)
         os.close(pidfd)
+        os.waitpid(pid, 0)
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reports(pytester: pytest.Pytester) -> tuple[pytest.Config, list[pytest.TestReport]]:
+    """Reports of many kinds, made by pytest."""
+    found: list[pytest.TestReport] = []
+
+    class Collector:
+        config: pytest.Config
+
+        def pytest_configure(self, config: pytest.Config) -> None:
+            self.config = config
+
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            found.append(report)
+
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_passes(record_property):
+            record_property("object", (1, None))
+            print("out")
+
+        def test_fails():
+            try:
+                {}["x"]
+            except KeyError as error:
+                raise ValueError("second") from error
+
+        def test_skips():
+            pytest.skip("why")
+
+        def test_fixture(nothing_like_it):
+            pass
+
+        @pytest.mark.xfail(reason="known")
+        def test_xfails():
+            assert 0
+
+        def test_fails_without_trace():
+            pytest.fail("said", pytrace=False)
+        """
+    )
+    collector = Collector()
+    pytester.inline_run(plugins=[collector])
+    assert len(found) == 17
+    return collector.config, found
+
+
+def test_reports_come_out_as_they_went_in(reports: tuple[pytest.Config, list[pytest.TestReport]]):
+    config, found = reports
+    for report in found:
+        again = report_from_data(config, json.loads(json.dumps(report_to_data(config, report))))
+        theirs, ours = dict(vars(report)), dict(vars(again))
+        assert str(ours.pop("longrepr")) == str(theirs.pop("longrepr"))
+        ours["user_properties"] = [(name, str(value)) for name, value in ours["user_properties"]]
+        theirs["user_properties"] = [(name, str(value)) for name, value in theirs["user_properties"]]
+        assert ours == theirs
+        assert type(again.longrepr) is type(report.longrepr) or isinstance(again.longrepr, Text)
+
+
+def test_only_silent_passes_are_sent_short_and_come_out_whole(reports: tuple[pytest.Config, list[pytest.TestReport]]):
+    _, found = reports
+    for report in found:
+        data = passed_to_data(report, dict(report.keywords))
+        silent = report.longrepr is None and not report.sections and not report.user_properties
+        assert (data is not None) == (silent and not hasattr(report, "wasxfail")), report
+        assert passed_to_data(report, {}) is None
+
+    class Item:
+        nodeid = found[0].nodeid
+        location = found[0].location
+
+    keywords = dict(found[0].keywords)
+    data = passed_to_data(found[0], keywords)
+    assert data is not None
+    again = passed_from_data(Item(), keywords, json.loads(json.dumps(data)))  # type: ignore[arg-type]
+    assert vars(again) == vars(found[0])
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
 
 
 class OddWarning(UserWarning):
-    """A warning with a constructor of its own."""
+    def __init__(self, one: str, two: int) -> None:
+        super().__init__(one, two)
 
-    def __init__(self, first: int, second: int) -> None:
-        super().__init__(f"{first} and {second}")
+    def __str__(self) -> str:
+        return f"odd: {self.args[0]}"
 
 
-def caught(message: Warning | str, category: type[Warning] | None = None) -> warnings.WarningMessage:
-    with warnings.catch_warnings(record=True) as log:
-        warnings.simplefilter("always")
-        warnings.warn(message, category, stacklevel=1)
-    return log[0]
+def sent(message: Warning) -> warnings.WarningMessage:
+    recorded = warnings.WarningMessage(message, type(message), "file.py", 7, None, "the line")
+    return warning_from_data(json.loads(json.dumps(warning_to_data(recorded))))
 
 
 @pytest.mark.parametrize(
-    "message", [UserWarning("a text"), DeprecationWarning("x", 3), OddWarning(1, 2), ResourceWarning()]
+    "message",
+    [UserWarning("text"), DeprecationWarning("a", 1, None), OddWarning("x", 2), UserWarning(object())],
+    ids=str,
 )
-def test_a_warning_arrives_as_one_of_its_class_with_its_text_and_place(message):
-    sent = caught(message)
-    arrived = warning_from_data(json.loads(json.dumps(warning_to_data(sent))))
-    assert type(arrived.message) is type(message)
-    assert str(arrived.message) == str(message)
-    assert (arrived.filename, arrived.lineno, arrived.category) == (sent.filename, sent.lineno, sent.category)
+def test_warnings_keep_class_text_and_place(message: Warning):
+    again = sent(message)
+    assert again.category is type(message)
+    assert type(again.message) is type(message)
+    assert str(again.message) == str(message)
+    assert (again.filename, again.lineno, again.line) == ("file.py", 7, "the line")
 
 
-@pytest.mark.parametrize(("module", "name"), [("os", "system"), ("builtins", "SystemExit"), ("no.such.module", "X")])
-def test_a_warning_of_no_warning_class_runs_nothing_and_is_a_user_warning(module, name):
-    data = {"module": module, "class": name, "text": "t", "args": ["t"], "filename": "f", "lineno": 1, "line": None}
-    arrived = warning_from_data(data)
-    assert isinstance(arrived.message, UserWarning)
-    assert arrived.category.__name__ == name
+def test_a_warning_of_a_class_that_pytest_does_not_know_keeps_its_name_and_imports_nothing():
+    data = {"module": "not.imported", "class": "Outer.SomeWarning", "text": "t", "args": None}
+    again = warning_from_data({**data, "filename": "f", "lineno": 1, "line": None})
+    assert again.category.__name__ == "SomeWarning"
+    assert again.category.__module__ == "not.imported"
+    assert issubclass(again.category, UserWarning)
 
 
-def test_numbers_that_json_cannot_spell_stay_numbers():
-    (frame,) = read_back(encode("kind", {"a": math.inf}), 1000)
-    assert frame["a"] == math.inf
+@pytest.mark.parametrize("name", [("os", "system"), ("builtins", "dict"), ("builtins", "OSError")])
+def test_a_name_of_something_else_makes_no_such_thing(name: tuple[str, str]):
+    module, cls = name
+    data = {"module": module, "class": cls, "text": "t", "args": ["x"], "filename": "f", "lineno": 1, "line": None}
+    assert issubclass(warning_from_data(data).category, UserWarning)
+
+
+def test_plain_data_is_what_json_returns_unchanged():
+    assert is_plain({"a": [1, 2.5, None, True, "x", {"b": []}]})
+    for value in ((1,), {1: 2}, {1, 2}, b"x", object(), [object()]):
+        assert not is_plain(value)
+    deep: list[Any] = []
+    for _ in range(10):
+        deep = [deep]
+    assert not is_plain(deep)

@@ -16,6 +16,7 @@ from pytest_nsbox.relay import Channel, Frame, Poller
 if TYPE_CHECKING:
     from pytest_nsbox.child import Child
     from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.timeouts import Backstop
     from pytest_nsbox.warden.client import Box
 
 ATTEMPT: Final = pytest.StashKey["Attempt"]()
@@ -41,7 +42,7 @@ class Attempt:
         self.died = False  # before its last frame
         self.oom_told = False  # a failed report says already that the kernel killed something
         self.stacks = ""  # of all threads, when it timed out
-        self.backstop: float | None = None  # seconds after which another plugin's limit is enforced from outside
+        self.backstop: Backstop | None = None  # another plugin's limit, enforced from outside
         self.paused = False  # a debugger is at work: no deadline
         self.channel: Channel | None = None
         self._poller: Poller | None = None
@@ -62,13 +63,16 @@ class Attempt:
         """When the box is killed, on the clock of ``time.perf_counter``."""
         if self.paused:
             return None
-        limits = [limit for limit in (self.spec.timeout, self.backstop) if limit is not None]
-        return self.started + min(limits) if limits else None
+        limit = self.spec.timeout
+        if self.backstop is not None:
+            limit = self.backstop.seconds if limit is None else min(limit, self.backstop.seconds)
+        return None if limit is None else self.started + limit
 
     @property
     def stopped_by_backstop(self) -> bool:
         """Of a test that timed out: not its own ``timeout`` but another plugin's limit was the shorter."""
-        return self.backstop is not None and (self.spec.timeout is None or self.backstop < self.spec.timeout)
+        timeout = self.spec.timeout
+        return self.backstop is not None and (timeout is None or self.backstop.seconds < timeout)
 
     def next_frame(self, deadline: float | None) -> Frame | None:
         """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError."""

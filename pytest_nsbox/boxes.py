@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_nsbox import reporting, results, timeouts
+from pytest_nsbox import reporting, results
 from pytest_nsbox.coverage_data import Data, Gathered
 from pytest_nsbox.policy import outcome, usage
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError, SandboxTimeout
@@ -39,7 +39,7 @@ class Boxes:
         self._warden: Warden | None = None
         self._next: Spec | None = None
         self._stacks = _StacksFile()
-        self._released: dict[int, Released] = {}  # by id of the attempt, until its teardown report
+        self._released: dict[int, Released | BoxFailed] = {}  # by id of the attempt, until its teardown report
         self.gathered = Gathered()
 
     @property
@@ -117,13 +117,13 @@ class Boxes:
     def died(self, attempt: Attempt, returncode: int) -> SandboxError:
         """The exception that tells how the test's process ended before the test did."""
         released = self._release(attempt)
+        if isinstance(released, BoxFailed):
+            return released
         if attempt.timed_out and attempt.stopped_by_backstop:
             assert attempt.backstop is not None
-            seconds = attempt.backstop - timeouts.GRACE
-            return SandboxTimeout(
-                f"timed out after {format_seconds(seconds)} (pytest-timeout, whose own timer did not stop the test)\n"
-                + trim_stacks(attempt.stacks)
-            )
+            seconds = format_seconds(attempt.backstop.limit)
+            stacks = trim_stacks(attempt.stacks)
+            return SandboxTimeout(f"timed out after {seconds} ({attempt.backstop.whose})\n{stacks}")
         stacks = attempt.stacks if attempt.timed_out else self._stacks.take()
         used = usage.parse(released.counters)
         ending = outcome.Ending(
@@ -143,6 +143,8 @@ class Boxes:
             return
         released = self._release(attempt)
         del self._released[id(attempt)]
+        if isinstance(released, BoxFailed):  # told already, by the phase that it ended
+            return
         used = usage.complete(
             usage.parse(released.counters),
             attempt.spec,
@@ -163,13 +165,17 @@ class Boxes:
         root = self._config.rootpath / ARTIFACTS
         attempt.box.begin_release(os.fspath(root / artifacts_path(attempt.item.nodeid)) if wanted else "")
 
-    def _release(self, attempt: Attempt) -> Released:
-        """Give the box back, once; what it used is remembered until the teardown report."""
+    def _release(self, attempt: Attempt) -> Released | BoxFailed:
+        """Give the box back, once; what it used, or why nobody knows, is remembered until the teardown report."""
         released = self._released.get(id(attempt))
         if released is None:
             assert attempt.box is not None
-            self.begin_release(attempt)
-            released = self._released[id(attempt)] = attempt.box.release()
+            try:
+                self.begin_release(attempt)
+                released = attempt.box.release()
+            except BoxFailed as error:
+                released = error
+            self._released[id(attempt)] = released
             # Now and not sooner: the warden answers in turn, and a test's report waits for it.
             if self._next is not None:
                 self.warden.prefetch(self._next)

@@ -18,7 +18,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pytest_nsbox import inherited, internals
+from pytest_nsbox import inherited, internals, output
 from pytest_nsbox.real import os
 from pytest_nsbox.relay import Channel, is_plain, passed_to_data, report_to_data, warning_to_data
 
@@ -234,6 +234,8 @@ class Child:
         stops = self._read_stops()
         if stops != self._stops:
             self._stops = left["stops"] = stops
+        if self._lockstep_output:
+            left["line"] = output.terminal_line(self.config)
         return left
 
     def _plain_attributes(self) -> list[tuple[str, Any]]:

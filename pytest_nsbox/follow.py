@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_nsbox import internals, reporting
+from pytest_nsbox import internals, output, reporting
 from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.real import os
@@ -32,7 +32,7 @@ class Follower:
 
     def __init__(self, config: pytest.Config, boxes: Boxes, terminal: Terminal) -> None:
         self.config = config
-        self.output_in_step = internals.prints_meanwhile(config)
+        self.output_in_step = output.prints_meanwhile(config)
         self._boxes = boxes
         self._terminal = terminal
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
@@ -142,6 +142,8 @@ class Follower:
             stop, fail = frame["stops"]
             item.session.shouldstop = stop or item.session.shouldstop
             item.session.shouldfail = fail or item.session.shouldfail
+        if isinstance(frame.get("line"), str):
+            output.set_terminal_line(self.config, frame["line"])
         if frame.get("coverage") is not None:
             self._boxes.coverage(frame["coverage"])
 

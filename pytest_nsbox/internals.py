@@ -260,66 +260,6 @@ def forget_current_test() -> None:
     os.environ.pop("PYTEST_CURRENT_TEST", None)
 
 
-# --- output ----------------------------------------------------------------------------------------------------
-
-
-def leave_capture(config: pytest.Config) -> Callable[[], None]:
-    """Before pytest's capture wrapper is closed in the parent: its output is the child's to read.
-
-    With file descriptors captured, both processes share one temporary file, which the child is reading or
-    writing by now. Returns what undoes the arrangement.
-    """
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    if capture is None:
-        return lambda: None
-    capture.read_global_capture = lambda: ("", "")
-
-    def undo() -> None:
-        del capture.read_global_capture
-        if not _shares_files(capture):
-            capture.read_global_capture()
-
-    return undo
-
-
-def _shares_files(capture: Any) -> bool:
-    out = getattr(capture._global_capturing, "out", None)
-    return out is None or hasattr(out, "targetfd")
-
-
-def read_captured(config: pytest.Config) -> tuple[str, str]:
-    """What a test that died had printed since its last report: (stdout, stderr).
-
-    Empty with ``--capture=sys`` (it was in the dead process's memory) and with ``-s``.
-    """
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    if capture is None or capture._global_capturing is None:
-        return "", ""
-    out, err = capture.read_global_capture()
-    return out or "", err or ""
-
-
-def prints_meanwhile(config: pytest.Config) -> bool:
-    """Whether a test's process writes to pytest's terminal while it runs, so that the two must take turns."""
-    option = config.option
-    if getattr(option, "usepdb", False) or getattr(option, "trace", False) or getattr(option, "setupshow", False):
-        return True
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    logging = config.pluginmanager.get_plugin("logging-plugin")
-    return capture is None or capture._method == "no" or (logging is not None and logging._log_cli_enabled())
-
-
-def hide_setup_show(config: pytest.Config) -> Callable[[], None]:
-    """Keep the runner from printing the ``--setup-show`` line, which the test's process prints; returns the undoing."""
-    shown = config.option.setupshow
-    config.option.setupshow = False
-
-    def undo() -> None:
-        config.option.setupshow = shown
-
-    return undo
-
-
 def forget_unraisable(config: pytest.Config) -> None:
     """Drop what the child inherited and reports: exceptions of ``__del__`` and of threads seen before the fork."""
     for module, name in (("unraisableexception", "unraisable_exceptions"), ("threadexception", "thread_exceptions")):
@@ -398,13 +338,30 @@ def marked_text(longrepr: Any) -> str:
 # --- reports that pytest's process makes itself ----------------------------------------------------------------
 
 
+def _add_to_section(report: pytest.TestReport, title: str, text: str) -> None:
+    """One section of a title, as one process's capture gives it; stdout before stderr before log."""
+    titles = [each for each, _ in report.sections]
+    if title in titles:
+        place = titles.index(title)
+        report.sections[place] = (title, report.sections[place][1] + text)
+        return
+    order = {"stdout": 0, "stderr": 1, "log": 2}
+    kind, _, when = title.removeprefix("Captured ").rpartition(" ")
+    later = [
+        number
+        for number, each in enumerate(titles)
+        if each.endswith(f" {when}") and order.get(each.split(" ")[1], 3) > order.get(kind, 3)
+    ]
+    report.sections.insert(later[0] if later else len(titles), (title, text))
+
+
 def merge_teardown(
     childs: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None], ours: pytest.TestReport | None
 ) -> None:
     """Add to the child's teardown report what tearing down outer fixtures took, printed and raised here."""
     childs.duration += call.duration if ours is not None or item._report_sections else 0.0
     for when, key, text in item._report_sections:
-        childs.sections.append((f"Captured {key} {when}", text))
+        _add_to_section(childs, f"Captured {key} {when}", text)
     if ours is None or ours.passed:
         return
     if childs.passed:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsbox import internals, reporting, timeouts
+from pytest_nsbox import internals, output, reporting, timeouts
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
@@ -122,7 +122,7 @@ class Lockstep:
             if attempt.child is not None:
                 attempt.child.due = "setup"
         self._follower.wait(attempt, "setup")
-        self._show_again = internals.hide_setup_show(self.config)
+        self._show_again = output.hide_setup_show(self.config)
         return None
 
     def _setup_in_box(self, attempt: Attempt, ordinary: Callable[[], None]) -> None:
@@ -150,7 +150,7 @@ class Lockstep:
         internals.forget_unraisable(self.config)
         internals.drop_item_in_parent(item)
         item._report_sections.clear()  # the child's reports hold them
-        raise Forked(internals.leave_capture(self.config))
+        raise Forked(output.leave_capture(self.config))
 
     def _set_up_outer_fixtures(self, item: pytest.Item) -> None:
         __tracebackhide__ = True
@@ -175,6 +175,7 @@ class Lockstep:
         random_state = random.getstate()
         flush_terminal(self.config)
         self._huge_pages.before_fork(self.tests_left)
+        watch_again = output.pause_faulthandler_timer(self.config)
         attempt.started = time.perf_counter()
         try:
             pid = fork_into(box, lambda: self._enter(attempt, child, ours, random_state))
@@ -185,16 +186,14 @@ class Lockstep:
             attempt.ended = True
             raise
         if pid == 0:
+            watch_again()
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
         if self._follower.output_in_step:
             self._terminal.give()
         self._boxes.make_next()
-        limit = timeouts.running(attempt.item)
-        if limit is not None:
-            attempt.backstop = limit + timeouts.GRACE
-            timeouts.leave_to_child(attempt.item)
+        attempt.backstop = timeouts.leave_to_child(attempt.item)
         self._follower.reap_dying()
         return False
 
@@ -264,6 +263,7 @@ class Lockstep:
             internals.merge_teardown(report, attempt.item, call, None)
         if call.when == "teardown":
             self._boxes.ended(attempt, report)
+            internals.set_report_sections(attempt.item, attempt.sections)  # a rerun's reports begin with them
         return report
 
     def _makereport_without_box(self, caller: HookCaller, kwargs: dict[str, Any]) -> pytest.TestReport:
@@ -301,7 +301,7 @@ class Lockstep:
 
     def _last_sections(self, attempt: Attempt) -> list[tuple[str, str]]:
         sections = list(attempt.sections)
-        out, err = internals.read_captured(self.config)
+        out, err = output.read_captured(self.config)
         for name, text in (("stdout", out), ("stderr", err)):
             if text:
                 sections.append((f"Captured {name} {attempt.phase}", text))

@@ -19,6 +19,7 @@ from pytest_nsbox.internals import marked_text
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
 MAX_FRAME: Final = 1 << 30  # bytes; a longer length means that the test scribbled over our descriptor
 _LENGTH: Final = struct.Struct(">I")
@@ -174,7 +175,7 @@ _SILENT: Final = frozenset(
 )
 
 
-def passed_to_data(report: pytest.TestReport, keywords: Frame) -> list[Any] | None:
+def passed_to_data(report: pytest.TestReport, keywords: Mapping[str, Any]) -> list[Any] | None:
     """What is particular to a report of a phase that passed in silence, which most do; None for any other.
 
     The rest stands in pytest's process already: see `passed_from_data`. ``keywords`` are the item's at the fork.
@@ -187,7 +188,7 @@ def passed_to_data(report: pytest.TestReport, keywords: Frame) -> list[Any] | No
     return [report.when, report.outcome, report.duration, report.start, report.stop]
 
 
-def passed_from_data(item: pytest.Item, keywords: Frame, data: list[Any]) -> pytest.TestReport:
+def passed_from_data(item: pytest.Item, keywords: Mapping[str, Any], data: list[Any]) -> pytest.TestReport:
     """The report that `passed_to_data` told the particulars of."""
     when, outcome, duration, start, stop = data
     return pytest.TestReport(

@@ -8,13 +8,21 @@ signals, or sits in C code) is killed from outside, `GRACE` later.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
 GRACE: Final = 5.0  # seconds for the child's own timer to do its work
 
 _SETTINGS: Final = pytest.StashKey[Any]()  # pytest_timeout.Settings of an item whose timer runs
+
+
+class Backstop(NamedTuple):
+    """Another plugin's limit: the box is killed after ``seconds``; ``limit`` and ``whose`` are for the text."""
+
+    seconds: float
+    limit: float
+    whose: str
 
 
 class Timeouts:
@@ -32,20 +40,23 @@ class Timeouts:
         return (yield)
 
 
-def running(item: pytest.Item) -> float | None:
-    """The limit, in seconds, of pytest-timeout's timer that runs for the item; None without one."""
+def leave_to_child(item: pytest.Item) -> Backstop | None:
+    """In pytest's process, after the fork: its timer has done its part. Returns what guards the box from now on."""
     settings = item.stash.get(_SETTINGS, None)
-    return None if settings is None else float(settings.timeout)
-
-
-def leave_to_child(item: pytest.Item) -> None:
-    """In pytest's process, after the fork: its timer has done its part."""
-    if _SETTINGS in item.stash:
-        item.config.hook.pytest_timeout_cancel_timer(item=item)
+    if settings is None:
+        return None
+    item.config.hook.pytest_timeout_cancel_timer(item=item)
+    limit = float(settings.timeout)
+    if settings.method == "thread":
+        return Backstop(limit, limit, "pytest-timeout")
+    return Backstop(limit + GRACE, limit, "pytest-timeout, whose own timer did not stop the test")
 
 
 def take_over(item: pytest.Item) -> None:
-    """In the child: set the timer again."""
+    """In the child: set the timer again.
+
+    Not that of method ``thread``, which prints the stacks and ends the whole process: there the box is ended instead.
+    """
     settings = item.stash.get(_SETTINGS, None)
-    if settings is not None:
+    if settings is not None and settings.method != "thread":
         item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)

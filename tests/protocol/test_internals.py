@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_nsbox import internals
+from pytest_nsbox import internals, output
 
 
 class Log:
@@ -244,6 +244,6 @@ def test_testsuite_properties_are_found_with_junit_and_lead_nowhere_without(pyte
 
 
 def test_it_is_known_when_a_test_prints_to_pytests_terminal(pytester: pytest.Pytester):
-    assert not internals.prints_meanwhile(pytester.parseconfigure())
+    assert not output.prints_meanwhile(pytester.parseconfigure())
     for args in (["-s"], ["--setup-show"], ["--pdb"], ["-o", "log_cli=true"], ["--capture=tee-sys"]):
-        assert internals.prints_meanwhile(pytester.parseconfigure(*args)), args
+        assert output.prints_meanwhile(pytester.parseconfigure(*args)), args

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import suppress
-from signal import SIGCHLD, SIGKILL, pidfd_send_signal
 
 from pytest_nsbox.kernel import libc
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import KernelError
 
 _CLONE_PIDFD = 0x00001000
@@ -28,7 +27,7 @@ def clone3(flags: int) -> tuple[int, int]:
     """
     pidfd = libc.Buffer(bytes(4))
     # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
-    arguments = struct.pack("=8Q", flags | _CLONE_PIDFD, pidfd.address, 0, 0, int(SIGCHLD), 0, 0, 0)
+    arguments = struct.pack("=8Q", flags | _CLONE_PIDFD, pidfd.address, 0, 0, int(signal.SIGCHLD), 0, 0, 0)
     pid = libc.syscall("clone3", hex(flags), libc.SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
         return 0, -1
@@ -37,8 +36,10 @@ def clone3(flags: int) -> tuple[int, int]:
 
 def kill(pidfd: int) -> None:
     """Kill the process of `pidfd`; one that is gone is no error."""
-    with suppress(ProcessLookupError):
-        pidfd_send_signal(pidfd, SIGKILL)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def reap(pidfd: int) -> bool:
@@ -55,7 +56,7 @@ _P_PIDFD: int = getattr(os, "P_PIDFD", 3)
 
 def die_with_parent() -> None:
     """Have the kernel kill us when the thread that made us ends. A change of ids or capabilities undoes this."""
-    libc.call("prctl", "PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, int(SIGKILL), 0, 0, 0)
+    libc.call("prctl", "PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def set_dumpable(*, dumpable: bool) -> None:

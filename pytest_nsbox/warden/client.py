@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import _socket
 import resource
-import signal
 import sys
 from contextlib import suppress
 
 from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import keyword_record, record
 from pytest_nsbox.policy.users import find_user
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 
 # What a terminal or its user sends to all of pytest.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
-)
+_BOOT = "import sys; sys.path.append(sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
 
 
 @keyword_record
@@ -177,7 +175,7 @@ class Warden:
         made = m.expect(answer, m.Made)
         box = Box(self, made, fds, spec)
         late = find_late(self._shared(), sockets=made.sockets)
-        if any(made.bound.get(path) != [*place] for path, place in late.items()):
+        if any(made.bound.get(path) != place for path, place in late.items()):
             try:
                 self.ask(m.Refresh(self.next_number(), box.name), m.Done)
             except BoxFailed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import stat
 
@@ -23,6 +22,9 @@ _NOBODY = 4_294_900_001
 _NAMES = ("scratch", "shifted", "host", "plain", "volumes", "base", "root")
 # What tests and boxes leave behind lies only below these.
 _CONTENT = ("scratch", "volumes")
+# What a lock file says.
+_PARENT = b"cgroup parent: "
+_NO_PARENT = b"cgroups beside the warden's own"
 
 
 def make(doors: Doors, path: str, cgroup_parent: str | None) -> int:
@@ -36,7 +38,7 @@ def make(doors: Doors, path: str, cgroup_parent: str | None) -> int:
         os.rmdir(path)
         raise
     fcntl.flock(lock, fcntl.LOCK_EX)
-    os.write(lock, json.dumps({"cgroup_parent": cgroup_parent}).encode())
+    os.write(lock, _PARENT + os.fsencode(cgroup_parent) if cgroup_parent is not None else _NO_PARENT)
     return lock
 
 
@@ -119,8 +121,7 @@ def _sweep_one(path: str, name: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         text = os.read(lock, 65536)
-        parent = json.loads(text)["cgroup_parent"] if text else None
-        cgroup.sweep(parent, [name])
+        cgroup.sweep(os.fsdecode(text.removeprefix(_PARENT)) if text.startswith(_PARENT) else None, [name])
         remove(path)
     except BlockingIOError:
         # Its warden lives.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
 
 from pytest_nsbox.kernel import files, namespaces
 from pytest_nsbox.policy.errors import KernelError
@@ -78,13 +77,9 @@ def copy_artifacts(box: Box, globs: tuple[str, ...], workdir: str, destination: 
     for pattern in globs:
         absolute = pattern.startswith("/")
         start = "/" if absolute else workdir
-        for match in glob.iglob(pattern.lstrip("/"), root_dir=start, recursive=True, **_HIDDEN):
+        for match in glob.iglob(pattern.lstrip("/"), root_dir=start, recursive=True):
             _copy(os.path.normpath(f"{start}/{match}"), os.path.normpath(match), target, copied, problems)
     return copied, problems
-
-
-# Python 3.10 has no such option.
-_HIDDEN: dict[str, bool] = {}
 
 
 def _copy(source: str, name: str, target: int, copied: list[str], problems: list[str]) -> None:
@@ -109,7 +104,7 @@ def _copy_file(source: str, name: str, target: int, mode: int) -> None:
     directory = os.dup(target)
     try:
         for parent in parents:
-            with suppress(FileExistsError):
+            if parent not in os.listdir(directory):
                 os.mkdir(parent, 0o755, dir_fd=directory)
             below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             os.close(directory)

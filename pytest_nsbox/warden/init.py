@@ -8,13 +8,13 @@ again: the only way out is os._exit.
 from __future__ import annotations
 
 import errno
-import json
+import marshal
 import os
-import signal
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.kernel.namespaces import NEWTIME
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import LoopbackUp, MountOwn, SetClocks, SetHostname
 
@@ -43,9 +43,9 @@ def run(doors: Doors, plan: Plan, control: int, place: str, views: Views) -> NoR
             _prepare(doors, plan, control, place, views)
             report = READY
         except KernelError as error:
-            report = json.dumps([error.call, error.target[:1000], error.errno]).encode()
+            report = marshal.dumps((error.call, error.target[:1000], error.errno))
         except BaseException as error:  # noqa: BLE001  # it must not run on in the warden's code
-            report = json.dumps(["start init", f"({type(error).__name__}: {error})"[:1000], errno.EIO]).encode()
+            report = marshal.dumps(("start init", f"({type(error).__name__}: {error})"[:1000], errno.EIO))
         os.write(control, report)
         os.read(control, 1)
     finally:
@@ -56,7 +56,7 @@ def failure(report: bytes) -> KernelError | BoxFailed:
     """Return the error that an init told instead of READY (nothing at all if it ended before it could)."""
     if not report:
         return BoxFailed("the first process of the box ended before the box was ready")
-    call, target, number = json.loads(report)
+    call, target, number = marshal.loads(report)
     return KernelError(call, target, number)
 
 

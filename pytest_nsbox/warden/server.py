@@ -15,15 +15,14 @@ while a member that pytest must reap is a zombie.
 from __future__ import annotations
 
 import gc
-import json
+import marshal
 import os
 import select
-import signal
 import time
 from _socket import MSG_DONTWAIT, socket
-from collections import deque
 
 from pytest_nsbox.kernel import process
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import Plan, make_plan
 from pytest_nsbox.policy.spec import Spec
@@ -58,9 +57,9 @@ class Server:
         self.failure = "the warden was not configured"
         self.boxes: dict[str, Box] = {}
         self.plans: dict[Spec, Plan] = {}
-        self.wanted: deque[m.Make] = deque()
+        self.wanted: list[m.Make] = []
         # What is left to remove of boxes that have ended.
-        self.waste: deque[Callable[[], None]] = deque()
+        self.waste: list[Callable[[], None]] = []
         self.made = 0
         self.closing: m.Close | None = None
         self.poll = select.epoll()
@@ -92,10 +91,10 @@ class Server:
                 elif any(fd == control for fd, _ in ready):
                     alive = self._listen()
                 elif self.wanted:
-                    self._make(self.wanted.popleft())
+                    self._make(self.wanted.pop(0))
                 # Boxes to make must not keep us from removing old ones for ever.
                 if self.waste and (not self.wanted or len(self.waste) > _MOST_WASTE):
-                    self._attempt(self.waste.popleft())
+                    self._attempt(self.waste.pop(0))
             except OSError:
                 # The answer found nobody.
                 alive = False
@@ -231,8 +230,8 @@ class Server:
                     report = enter.copy_artifacts(box, request.globs, request.workdir, request.artifacts)
                 except (KernelError, OSError) as error:
                     report = ([], [str(error)])
-                with open(writer, "w", encoding="utf-8", errors="surrogateescape") as file:
-                    json.dump(report, file)
+                with open(writer, "wb") as file:
+                    marshal.dump(report, file)
             finally:
                 os._exit(0)
         os.close(writer)
@@ -245,7 +244,7 @@ class Server:
                 return
             self._forget(reader)
             os.waitpid(pid, 0)
-            copied, problems = json.loads(b"".join(parts) or b'[[], ["copying the artifacts failed"]]')
+            copied, problems = marshal.loads(b"".join(parts)) if any(parts) else ((), ("copying failed",))
             self._released(request, box, texts, tuple(copied), tuple(problems))
 
         self._watch(reader, go_on)
@@ -303,7 +302,7 @@ class Server:
         for box in list(self.boxes.values()):
             self._bury(box)
         while self.waste:
-            self._attempt(self.waste.popleft())
+            self._attempt(self.waste.pop(0))
         if self.session is not None:
             self.problems += self.session.close()
         if self.closing is not None:

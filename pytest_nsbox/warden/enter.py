@@ -78,7 +78,7 @@ def copy_artifacts(box: Box, globs: tuple[str, ...], workdir: str, destination: 
         absolute = pattern.startswith("/")
         start = "/" if absolute else workdir
         for match in glob.iglob(pattern.lstrip("/"), root_dir=start, recursive=True):
-            _copy(os.path.normpath(f"{start}/{match}"), os.path.normpath(match), target, copied, problems)
+            _copy(os.path.normpath(os.path.join(start, match)), os.path.normpath(match), target, copied, problems)
     return copied, problems
 
 

@@ -437,12 +437,16 @@ def test_changes_are_listed_by_kind(warden: Warden, tmp_path: Path) -> None:
     assert released.files_changed == 8
 
 
-def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(warden: Warden, tmp_path: Path) -> None:
+def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(
+    warden: Warden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = tmp_path / "secret"
     secret.write_text("host")
     target = tmp_path / "artifacts" / "test_x"
 
     def work() -> None:
+        os.makedirs("here/deep")
+        Path("here/deep/er.txt").write_text("x")
         os.makedirs("/out/sub")
         Path("/out/log.txt").write_text("log")
         Path("/out/sub/more.txt").write_text("more")
@@ -451,20 +455,16 @@ def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(warden:
         os.mkfifo("/out/fifo.txt")
         os.chmod("/out/log.txt", 0o640)
 
-    box = warden.acquire(Spec(artifacts=("**/*.txt", "/out/sub"), workdir="/out"))
+    monkeypatch.chdir(tmp_path)
+    box = warden.acquire(Spec(artifacts=("here/**/*.txt", "/out/sub", "/out/*.txt", "../../etc/passwd", "none*")))
     try:
-        box_workdir = "/"
-        del box_workdir
-    finally:
-        pass
-    try:
-        box.spec = Spec(artifacts=("**/*.txt", "/out/sub"))
         run_in(box, work)
-        box.spec = Spec(artifacts=("**/*.txt", "/out/sub"), workdir="/out")
         box.kill()
     finally:
         released = box.release(artifacts_to=str(target))
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    assert files == ["link.txt", "log.txt", "out/sub/more.txt", "sub/more.txt"]
-    assert (target / "link.txt").read_text() == "box"
+    assert files == ["here/deep/er.txt", "out/link.txt", "out/log.txt", "out/sub/more.txt"]
+    assert (target / "out" / "link.txt").read_text() == "box"
+    assert stat.S_IMODE((target / "out" / "log.txt").stat().st_mode) == 0o640
+    assert sorted(released.artifacts) == [*(f"/{name}" for name in files[1:]), f"{tmp_path}/here/deep/er.txt"]
     assert released.problems == ()

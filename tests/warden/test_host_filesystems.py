@@ -1,0 +1,256 @@
+"""What is mounted on the host, as a box shows it. Each test mounts in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_nsbox.kernel import mount, namespaces
+from pytest_nsbox.policy.mounts import Volume
+from tests.warden.boxes import run, run_for_usage, started
+from tests.warden.test_faults import in_a_process
+
+pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
+
+
+def with_own_mounts(function: Callable[[], Any]) -> Any:
+    def play() -> Any:
+        namespaces.unshare(namespaces.NEWNS)
+        mount.make_private("/")
+        return function()
+
+    return in_a_process(play)
+
+
+def mount_at(
+    place: Path, fstype: str = "tmpfs", options: tuple[tuple[str, str | None], ...] = (), attributes: int = 0
+) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    fd = mount.new_mount(fstype, options, attributes)
+    mount.attach(fd, str(place))
+    os.close(fd)
+
+
+def bind(source: Path, target: Path) -> None:
+    fd = mount.clone_tree(str(source))
+    mount.attach(fd, str(target))
+    os.close(fd)
+
+
+def write(path: Path) -> int:
+    try:
+        path.write_text("box")
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def test_other_filesystems_are_copied_on_write_as_well(tmp_path: Path) -> None:
+    place = tmp_path / "a dir, with: odd\\characters"
+    inner = place / "inner"
+
+    def play() -> None:
+        mount_at(place)
+        (place / "file").write_text("host")
+        mount_at(inner)
+        (inner / "file").write_text("host")
+
+        def change() -> tuple[str, str]:
+            before = (place / "file").read_text() + (inner / "file").read_text()
+            (place / "file").write_text("box")
+            (inner / "file").write_text("box")
+            (inner / "new").write_text("box")
+            return before, (place / "file").read_text() + (inner / "file").read_text()
+
+        with started() as warden:
+            for _ in range(3):
+                result, released = run_for_usage(warden, change)
+                assert result == ("hosthost", "boxbox")
+                assert released.files_changed == 3
+        assert (place / "file").read_text() + (inner / "file").read_text() == "hosthost"
+
+    with_own_mounts(play)
+
+
+def test_a_readonly_filesystem_stays_so(tmp_path: Path) -> None:
+    def play() -> None:
+        mount_at(tmp_path / "ro", attributes=mount.RDONLY)
+        with started() as warden:
+            assert run(warden, lambda: write(tmp_path / "ro" / "x")) == errno.EROFS
+
+    with_own_mounts(play)
+
+
+def test_a_file_that_is_a_mount_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("source")
+    (tmp_path / "target").write_text("target")
+
+    def play() -> None:
+        bind(tmp_path / "source", tmp_path / "target")
+        with started() as warden:
+            assert run(warden, (tmp_path / "target").read_text) == "source"
+            assert run(warden, lambda: write(tmp_path / "target")) == errno.EROFS
+        assert (tmp_path / "source").read_text() == "source"
+
+    with_own_mounts(play)
+
+
+def test_what_is_mounted_over_something_hides_it_in_the_box_too(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+
+    def play() -> None:
+        mount_at(place / "below")
+        (place / "below" / "hidden").touch()
+        mount_at(place)
+        (place / "shown").touch()
+        mount_at(place)
+        (place / "on top").touch()
+        with started() as warden:
+            assert run(warden, lambda: os.listdir(place)) == ["on top"]
+
+    with_own_mounts(play)
+
+
+def test_a_filesystem_that_cannot_be_shifted_is_shown_readable(tmp_path: Path) -> None:
+    lower, upper, work, place = (tmp_path / name for name in ("lower", "upper", "work", "place"))
+    for directory in (lower, upper, work):
+        directory.mkdir()
+    (lower / "file").write_text("host")
+
+    def play() -> None:
+        options = (("lowerdir", str(lower)), ("upperdir", str(upper)), ("workdir", str(work)))
+        mount_at(place, "overlay", options)
+        with started() as warden:
+            assert run(warden, (place / "file").read_text) == "host"
+            assert run(warden, lambda: write(place / "file")) in (errno.EACCES, errno.EPERM, errno.EOVERFLOW)
+        assert (lower / "file").read_text() == "host"
+
+    with_own_mounts(play)
+
+
+def test_devices_in_other_filesystems_are_dead(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+
+    def play() -> None:
+        mount_at(place)
+        os.mknod(place / "null", 0o20666, os.makedev(1, 3))
+        with started() as warden:
+            assert run(warden, lambda: write(place / "null")) == errno.EACCES
+            assert run(warden, lambda: write(Path("/v/null")), volumes=(Volume(str(place), "/v"),)) == errno.EACCES
+
+    with_own_mounts(play)
+
+
+def test_a_volume_brings_what_is_mounted_below_it_and_nothing_of_the_session(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+
+    def play() -> None:
+        mount_at(source / "inner")
+        (source / "inner" / "file").write_text("host")
+
+        def look() -> tuple[str, list[str], list[str]]:
+            (session,) = (name for name in os.listdir("/tmpdir") if name.startswith("nsbox-"))
+            try:
+                found = os.listdir(f"/tmpdir/{session}/host/0")
+            except OSError as error:
+                found = [errno.errorcode[error.errno or 0]]
+            return Path("/v/inner/file").read_text(), os.listdir(f"{source}/inner"), found
+
+        with started() as warden:
+            volumes = (Volume(str(source), "/v"), Volume(os.environ["TMPDIR"], "/tmpdir"))
+            assert run(warden, look, volumes=volumes) == ("host", ["file"], ["EACCES"])
+
+    with_own_mounts(play)
+
+
+def test_a_box_needs_no_temporary_directory_on_the_roots_filesystem(tmp_path: Path) -> None:
+    def play() -> None:
+        mount_at(tmp_path / "tmp")
+        with started(tmpdir=str(tmp_path / "tmp")) as warden:
+            assert run(warden, lambda: write(Path("/etc/nsbox-test"))) == 0
+            assert run(warden, lambda: os.path.exists("/etc/nsbox-test")) is False
+
+    with_own_mounts(play)
+
+
+@pytest.mark.parametrize("name", ["with space", "with:colon", "with,comma", "ünï", "back\\slash", "new\nline"])
+def test_the_temporary_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with started(tmpdir=str(tmp_path / name), base_temp=str(tmp_path / name)) as warden:
+        run(warden, lambda: write(tmp_path / name / "made"), disk=1 << 20)
+        run(warden, lambda: write(tmp_path / "made"))
+    assert sorted(os.listdir(tmp_path / name)) == ["made"]
+    assert sorted(os.listdir(tmp_path)) == [name]
+
+
+def test_sockets_of_other_filesystems_are_reached(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    path = str(place / "socket")
+
+    def play() -> None:
+        mount_at(place)
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            server.bind(path)
+            server.listen()
+            log.bind(f"{path}.log")
+
+            def connect() -> tuple[int, int]:
+                with (
+                    socket.socket(socket.AF_UNIX) as client,
+                    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+                ):
+                    return client.connect_ex(path), sender.sendto(b"x", f"{path}.log")
+
+            with started() as warden:
+                assert run(warden, connect) == (0, 1)
+            assert log.recv(10) == b"x"
+
+    with_own_mounts(play)
+
+
+def test_an_ordinary_user_is_told_why_there_are_no_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The one that tests run with may lie where only root may go.
+    monkeypatch.setattr(sys, "executable", shutil.which("python3", path=os.defpath) or sys.executable)
+
+    def play() -> str:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        return first_error()
+
+    assert in_a_process(play) == "boxes need root, and this is an ordinary user: run pytest as root"
+
+
+def test_root_without_the_capability_is_told_what_is_missing() -> None:
+    def play() -> str:
+        # PR_CAPBSET_DROP, then a new start of the sets: as in a container without --privileged.
+        ctypes.CDLL(None).prctl(24, 21, 0, 0, 0)
+        return first_error()
+
+    # The bounding set counts at the warden's exec.
+    assert "boxes need CAP_SYS_ADMIN" in in_a_process(play)
+
+
+def first_error() -> str:
+    from pytest_nsbox.policy.errors import BoxFailed
+    from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.client import Warden
+    from tests.warden.boxes import config
+
+    warden = Warden.start(config(tmpdir="/tmp"))
+    try:
+        warden.acquire(Spec())
+    except BoxFailed as error:
+        return str(error)
+    finally:
+        warden.close()
+    return "a box was made"

@@ -65,6 +65,19 @@ class Boxes:
         self._next = self.spec_of(item) if item is not None else None
 
     def acquire(self, spec: Spec) -> Box:
+        """A box that lives. Raises BoxFailed if there is none to be had."""
+        try:
+            box = self.warden.acquire(spec)
+            if box.is_alive():
+                return box
+            box.release()
+        except BoxFailed:
+            if not self.warden.gone:
+                raise
+        if self.warden.gone:
+            # Somebody killed it, and its boxes ended with it; another serves the tests that are left.
+            self.warden.close()
+            self._warden = None
         return self.warden.acquire(spec)
 
     def make_next(self) -> None:

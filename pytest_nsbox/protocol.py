@@ -182,8 +182,9 @@ class Lockstep:
         except BaseException:
             ours.close()
             theirs.close()
-            box.release()
             attempt.ended = True
+            with contextlib.suppress(BoxFailed):
+                box.release()
             raise
         if pid == 0:
             watch_again()

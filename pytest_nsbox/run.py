@@ -70,7 +70,7 @@ class Run:
         return reporting.header(mode="all" if self._settings.all else "marked", facts=None, defaults=defaults)
 
     def _start_warden(self) -> Warden:
-        if self._warden is None:
+        if self._warden is None or self._warden.gone:
             from pytest_nsbox.warden.client import Warden
 
             self._warden = Warden.start(self._session_config())

@@ -17,7 +17,7 @@ Nothing here uses threads; all of it belongs to one thread of pytest.
 from __future__ import annotations
 
 import _socket
-import resource
+import select
 import sys
 from contextlib import suppress
 
@@ -28,6 +28,7 @@ from pytest_nsbox.policy.record import keyword_record, record
 from pytest_nsbox.policy.users import find_user
 from pytest_nsbox.real import os
 from pytest_nsbox.warden import messages as m
+from pytest_nsbox.warden import ulimits
 from pytest_nsbox.warden.late import find_late
 
 TYPE_CHECKING = False
@@ -94,7 +95,7 @@ class Warden:
         self._pending: dict[int, Spec] = {}
         self._dropped: set[int] = set()
         self._configured = False
-        self._dead = ""
+        self.gone = False  # killed, or it failed; every call fails from then on
         self._own_pid_namespace = namespaces.open_namespace("self", "pid")
 
     @classmethod
@@ -245,6 +246,7 @@ class Warden:
         return found
 
     def _died(self, reason: str) -> NoReturn:
+        self.gone = True
         raise BoxFailed(f"the warden (process {self.pid}) is gone, and all its boxes with it: {reason}") from None
 
     def close(self, patience: float = 15.0) -> tuple[str, ...]:
@@ -304,6 +306,12 @@ class Box:
         self._cwd: str | None = None
         self._releasing: int | None = None
 
+    def is_alive(self) -> bool:
+        """Say if its init is."""
+        waiting = select.poll()
+        waiting.register(self.pidfd, select.POLLIN)
+        return not waiting.poll(0)
+
     def before_fork(self) -> None:
         """Make our next child be born in the box's pid namespace. No thread may be started until
         `after_fork_in_parent`.
@@ -326,7 +334,7 @@ class Box:
                 os.write(fd, b"0")
             except OSError as error:
                 raise KernelError("attach", f"cgroup of {self.name}", error.errno or 0) from None
-        _raise_ulimits(self.spec)
+        ulimits.raise_hard(self.spec)
         namespaces.setns(self.pidfd, self._namespaces & ~namespaces.NEWPID)
         if self.timens is not None:
             namespaces.setns(self.timens, namespaces.NEWTIME)
@@ -340,11 +348,7 @@ class Box:
 
     def apply_limits(self) -> None:
         """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""
-        for name, soft, hard in self.spec.ulimits:
-            try:
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
-            except (OSError, ValueError) as error:
-                raise KernelError("setrlimit", f"{name}={soft}:{hard}", getattr(error, "errno", None) or 1) from None
+        ulimits.set_all(self.spec)
         self._change_directory()
         if self.spec.user is not None:
             user = find_user(self.spec.user, _text_of("/etc/passwd"), _text_of("/etc/group"))
@@ -428,19 +432,3 @@ def _text_of(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _raise_ulimits(spec: Spec) -> None:
-    """Raise hard limits that the spec wants higher: inside the box nobody has the right any more."""
-    if not spec.ulimits:
-        return
-    for name, soft, hard in spec.ulimits:
-        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
-        if number is None:
-            continue
-        _, now = resource.getrlimit(number)
-        if now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > now):
-            try:
-                resource.setrlimit(number, (soft, hard))
-            except (OSError, ValueError) as error:
-                raise KernelError("setrlimit", f"{name}={soft}:{hard}", getattr(error, "errno", None) or 1) from None

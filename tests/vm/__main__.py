@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from tests.capabilities import missing
@@ -22,4 +23,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # An end by `timeout` or by a CI's cancel button takes the disk away too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))

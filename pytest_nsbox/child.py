@@ -92,6 +92,7 @@ class Child:
         self._stops = self._read_stops()
         self._measured: Measured | None = None
         self._random_state: Any = None
+        self._line = output.terminal_line(self.config)
         self._finishing = False
 
     # --- at the fork
@@ -234,8 +235,9 @@ class Child:
         stops = self._read_stops()
         if stops != self._stops:
             self._stops = left["stops"] = stops
-        if self._lockstep_output:
-            left["line"] = output.terminal_line(self.config)
+        line = output.terminal_line(self.config) if self._lockstep_output else self._line
+        if line != self._line:  # else it is what the parent knew at the fork, and may have gone on from
+            self._line = left["line"] = line
         return left
 
     def _plain_attributes(self) -> list[tuple[str, Any]]:

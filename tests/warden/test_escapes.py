@@ -19,8 +19,7 @@ from pytest_nsbox.kernel import mount, namespaces
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.warden.client import Warden
 from tests.capabilities import cgroup_version
-from tests.warden.boxes import run
-from tests.warden.test_faults import in_a_process
+from tests.warden.boxes import in_a_process, run
 
 pytestmark = [
     pytest.mark.keeps_running("boxes of the module's warden"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +22,7 @@ from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.box import Box, end, make_box
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.session import Session
+from tests.warden.boxes import in_a_process
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 
@@ -95,29 +94,6 @@ def faulty_doors(fuse: Fuse) -> Doors:
     return doors
 
 
-def in_a_process(function: Callable[[], Any]) -> Any:
-    """Run `function` in a fork: a session takes a mount namespace and a working directory for itself."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            try:
-                result: tuple[bool, object] = (True, function())
-            except BaseException:  # noqa: BLE001  # shown by the parent
-                result = (False, traceback.format_exc())
-            with open(writer, "wb") as file:
-                pickle.dump(result, file)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        data = file.read()
-    os.waitpid(pid, 0)
-    fine, result = pickle.loads(data)
-    assert fine, result
-    return result
-
-
 def own_fds() -> dict[str, str]:
     found = {}
     for fd in os.listdir("/proc/self/fd"):
@@ -133,7 +109,10 @@ def children() -> str:
 
 
 def cgroups(session: Session) -> list[str]:
-    return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"nsbox-{session.name}/*") if path.is_dir()]
+    parent = (session.cgroup_parent or "").strip("/")
+    top = Path("/sys/fs/cgroup")
+    boxes = [*top.glob(f"*/{parent}/nsbox-{session.name}/*"), *top.glob(f"{parent}/nsbox-{session.name}/*")]
+    return [str(path) for path in boxes if path.is_dir()]
 
 
 @contextmanager
@@ -195,9 +174,11 @@ def test_a_box_that_cannot_be_made_leaves_nothing(name: str, inside: bool) -> No
                     assert "injected" in str(error) or "cgroup" in str(error), error
                     blown.append(fuse.blown or error.target)
                 else:
+                    unarmed, swallowed = fuse.calls < at, fuse.blown
                     fuse.arm(0, inside=False)
                     unmake(session, box)
-                    if not fuse.blown and (inside or fuse.calls < at):
+                    assert not swallowed
+                    if inside or unarmed:
                         break
                 fuse.arm(0, inside=False)
                 assert state(session) == before, (at, blown[-1:])

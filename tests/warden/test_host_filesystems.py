@@ -16,8 +16,7 @@ import pytest
 
 from pytest_nsbox.kernel import mount, namespaces
 from pytest_nsbox.policy.mounts import Volume
-from tests.warden.boxes import run, run_for_usage, started
-from tests.warden.test_faults import in_a_process
+from tests.warden.boxes import in_a_process, run, run_for_usage, started
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 

@@ -91,6 +91,8 @@ class Lockstep:
             raise
         if self._child is not None:
             self._child.finish()
+        if ATTEMPT in item.stash:
+            del item.stash[ATTEMPT]  # items live as long as the session
 
     def _end_child(self, error: BaseException) -> None:
         assert self._child is not None

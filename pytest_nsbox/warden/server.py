@@ -28,7 +28,7 @@ from pytest_nsbox.policy.plan import Plan, make_plan
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden import directory, enter
 from pytest_nsbox.warden import messages as m
-from pytest_nsbox.warden.box import Box, make_box
+from pytest_nsbox.warden.box import Box, Undo, begin_box, finish_box
 from pytest_nsbox.warden.changes import list_changes
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.late import find_late
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # How long boxes may take to die when everything ends: a process in an uninterruptible wait can take for ever.
 _PATIENCE = 10.0
 _MOST_WASTE = 12
+
+COLLECT_EVERY = 64  # boxes
 
 
 class Server:
@@ -61,6 +63,8 @@ class Server:
         # What is left to remove of boxes that have ended.
         self.waste: list[Callable[[], None]] = []
         self.made = 0
+        # Boxes whose inits have not reported yet, by the descriptor that they report to.
+        self.unfinished: dict[int, Undo] = {}
         self.closing: m.Close | None = None
         self.poll = select.epoll()
         # What is to be done when a descriptor becomes readable.
@@ -82,10 +86,10 @@ class Server:
             self.poll.register(self.parent, select.EPOLLIN)
         while alive and self.closing is None:
             ready = self.poll.poll(0 if self.wanted or self.waste else None)
-            for fd, _ in ready:
-                if fd in self.watched:
-                    self.watched[fd]()
             try:
+                for fd, _ in ready:
+                    if fd in self.watched:
+                        self.watched[fd]()
                 if any(fd == self.parent for fd, _ in ready):
                     alive = False
                 elif any(fd == control for fd, _ in ready):
@@ -166,7 +170,20 @@ class Server:
             if plan is None:
                 plan = self.plans[spec] = make_plan(spec, self.session.facts)
             self.made += 1
-            box = make_box(self.session, f"box-{self.made}", spec, plan, self.config.shared)
+            box, undo = begin_box(self.session, f"box-{self.made}", spec, plan, self.config.shared)
+        except (KernelError, BoxFailed, OSError) as error:
+            self.channel.send(m.Failed(request.number, str(error)))
+            return
+        # While the init gets ready there may be somebody to serve.
+        self.unfinished[box.control] = undo
+        self._watch(box.control, lambda: self._finish(request, box, undo))
+
+    def _finish(self, request: m.Make, box: Box, undo: Undo) -> None:
+        self.poll.unregister(box.control)
+        del self.watched[box.control], self.unfinished[box.control]
+        try:
+            assert self.session is not None
+            finish_box(self.session, box, undo)
         except (KernelError, BoxFailed, OSError) as error:
             self.channel.send(m.Failed(request.number, str(error)))
             return
@@ -174,7 +191,14 @@ class Server:
         self._watch(box.pidfd, lambda: self._reap(box))
         fds = (box.pidfd, *box.node.attach, *((box.clock,) if box.clock >= 0 else ()))
         made = m.Made(
-            request.number, box.name, box.pid, box.namespaces, box.clock >= 0, box.tree.bound, plan.sockets, len(fds)
+            request.number,
+            box.name,
+            box.pid,
+            box.namespaces,
+            box.clock >= 0,
+            box.tree.bound,
+            box.tree.plan.sockets,
+            len(fds),
         )
         self.channel.send(made, fds)
         box.node.close_fds()
@@ -280,6 +304,9 @@ class Server:
         if self.session is not None and self.config is not None:
             old = self.session.give_back(box.tree, keep=self.config.pool + 2)
             self.waste += [old.remove] if old is not None else []
+        if self.made % COLLECT_EVERY == 0:
+            # The automatic collection is off: see main().
+            gc.collect()
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -289,6 +316,11 @@ class Server:
 
     def _end(self) -> None:
         """Kill everything, take everything away, and tell the client if it is still there."""
+        for control, undo in self.unfinished.items():
+            self.poll.unregister(control)
+            del self.watched[control]
+            undo.run()
+        self.unfinished.clear()
         for box in list(self.boxes.values()):
             self._let_go(box)
         self.wanted.clear()

@@ -198,7 +198,7 @@ def made_equal(value: Any, directory: Path) -> Any:
     if isinstance(value, str):
         value = value.replace(str(directory), "<suite>")
         value = re.sub(rf"{re.escape(str(directory.parent.parent))}/(plain|boxed)", "<run>", value)
-        value = re.sub(r"\S*/runpytest-\d+", "<basetemp>", value)
+        value = re.sub(r"\S*/runpytest-\d+(/popen-gw\d+)?", "<basetemp>", value)
         value = re.sub(r"\S*pluggy/_\w+\.py:\d+: in __call__\n.*\n", "", value)  # in pytest's own traceback
         value = value.replace(", sandbox,", ",")  # in pytest's list of available fixtures
         return re.sub(r"0x[0-9a-f]{6,}", "0x<address>", value)

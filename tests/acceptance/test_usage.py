@@ -11,7 +11,7 @@ import pytest_nsbox
 from pytest_nsbox.policy.usage import NAMES
 from tests.acceptance.comparing import Recorded, Runs
 
-pytestmark = pytest.mark.needs("root", "overlay", "cgroup:memory", "cgroup:cpuacct")
+pytestmark = pytest.mark.needs("root", "overlay", "cgroup:memory", "cgroup:cpu")
 
 SUITE = {
     "test_usage.py": """

@@ -103,7 +103,7 @@ LOG_CLI = ["-o", "log_cli=true", "-o", "log_cli_level=INFO", "-o", "log_level=DE
         pytest.param(["--tb=native", "--color=yes", "-vv", "--no-header"], id="colours"),
         pytest.param(["--tb=line", "-q", *NO_PLUGINS], id="fewer plugins"),
         pytest.param(["--import-mode=importlib", "--no-summary", "-p", "no:cacheprovider"], id="importlib"),
-        pytest.param(["-o", "faulthandler_timeout=5", "--full-trace", "--show-capture=stderr"], id="faulthandler"),
+        pytest.param(["-o", "faulthandler_timeout=5", "--show-capture=stderr"], id="faulthandler"),
         pytest.param(["-k", "passes or warns", "--runxfail", "-vv"], id="selection"),
     ],
 )

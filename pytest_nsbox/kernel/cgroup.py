@@ -118,8 +118,10 @@ def open_session(
     offered = _controllers_v2(v2, parent)
     # A hybrid machine binds each controller to one version: the one that has what counts most wins.
     if v2 is not None and offered and not {"memory", "pids"} & _names(v1):
-        base = v2.point.rstrip("/") if parts is not None else cgroup_v2.own_group(v2.own_path() or v2.point)
-        return cgroup_v2.SessionV2(name, base, parts or (), v2.point.rstrip("/"), needed, files)
+        path = v2.own_path()
+        own = None if path is None else cgroup_v2.own_group(path)
+        base = v2.point.rstrip("/") if parts is not None or own is None else own
+        return cgroup_v2.SessionV2(name, cgroup_v2.Place(base, parts or (), own), needed, files)
     if v1:
         return cgroup_v1.SessionV1(name, v1, needed, files)
     session = Session(name, files)

@@ -70,22 +70,32 @@ class KillGroup(Group):
         return True
 
 
-class SessionV2(Session):
-    """A session on v2.
+class Place:
+    """Where sessions are made.
 
-    `base` and `parents` are as in `cgroup_v1.Hierarchy`; from `root`, the mount point, controllers are passed down.
+    base     the topmost group that passes controllers on: the own group of this process, or the mount's root
+    parents  names of groups below `base` that are made if they are missing (the cgroup parent that the user named)
+    own      the own group of this process (`own_group`), or None if it is not below the mount
     """
+
+    __slots__ = ("base", "own", "parents")
+
+    def __init__(self, base: str, parents: tuple[str, ...], own: str | None) -> None:
+        self.base = base
+        self.parents = parents
+        self.own = own
+
+
+class SessionV2(Session):
+    """A session on v2."""
 
     version = 2
 
-    def __init__(
-        self, name: str, base: str, parents: tuple[str, ...], root: str, needed: frozenset[str], files: Files = FILES
-    ) -> None:
+    def __init__(self, name: str, place: Place, needed: frozenset[str], files: Files = FILES) -> None:
         super().__init__(name, files)
-        self._base = Group(base, files)
-        self._chain = chain_of(self._base, parents)
-        self._own = not parents
-        self._root = root
+        self._base = Group(place.base, files)
+        self._chain = chain_of(self._base, place.parents)
+        self._own = None if place.own is None else Group(place.own, files)
         self._group: Group | None = None
         self._enabled: frozenset[str] = frozenset()
         try:
@@ -133,10 +143,11 @@ class SessionV2(Session):
             if group is not None:
                 remove_all([group])
         finally:
-            if self._own:
-                _restore(self._base)
-            else:
+            try:
                 remove_parents(self._chain)
+            finally:
+                if self._own is not None:
+                    _restore(self._own)
 
     def _open(self) -> None:
         parent = self._chain[-1] if self._chain else self._base
@@ -154,13 +165,12 @@ class SessionV2(Session):
 
     def _available(self) -> frozenset[str]:
         """The controllers that could reach our boxes, if every group on the way passes them on."""
-        top = Group(self._base.path if self._own else self._root, self.files)
-        return frozenset((top.read("cgroup.controllers") or "").split())
+        return frozenset((self._base.read("cgroup.controllers") or "").split())
 
     def _enable(self, controllers: Iterable[str]) -> None:
         """Pass `controllers` on from the top to the session's boxes; those that cannot go into `problems`."""
         assert self._group is not None
-        levels = [*([self._base] if self._own else _between(self._root, self._base)), *self._chain, self._group]
+        levels = [self._base, *self._chain, self._group]
         for controller in sorted(controllers):
             try:
                 for level in levels:
@@ -177,7 +187,7 @@ class SessionV2(Session):
             return
         if _holds_processes(level):
             # Some controllers could be passed on all the same: then its children are invalid and nobody can enter them.
-            if level is not self._base or not self._own or not is_delegated(level):
+            if self._own is None or level.path != self._own.path or not is_delegated(level):
                 raise KernelError(f"write '+{controller}' to", f"{level.path}/cgroup.subtree_control", errno.EBUSY)
             _evacuate(level)
         level.write("cgroup.subtree_control", f"+{controller}")
@@ -208,7 +218,7 @@ def is_delegated(group: Group) -> bool:
     if owner != 0 and owner == os.geteuid():
         return True
     # The real root has no cgroup.type; a group that is called "/" and has one is the root of a namespace.
-    return _own_path() == "/" and os.path.exists(f"{group.path}/cgroup.type")
+    return own_group(_own_path()).strip("/") == "" and os.path.exists(f"{group.path}/cgroup.type")
 
 
 def _own_path() -> str:
@@ -239,11 +249,17 @@ def _restore(group: Group) -> None:
     if not leaf.exists():
         return
     with _Lock(group):
-        if any(child.path.rpartition("/")[2].startswith(PREFIX) for child in group.children()):
+        if any(child.path.rpartition("/")[2].startswith(PREFIX) or child.is_made() for child in group.children()):
             return
         passed = (group.read("cgroup.subtree_control") or "").split()
-        if passed:
-            group.write("cgroup.subtree_control", " ".join(f"-{controller}" for controller in passed))
+        try:
+            if passed:
+                group.write("cgroup.subtree_control", " ".join(f"-{controller}" for controller in passed))
+        except KernelError as error:
+            # Groups of others pass them on as well by now.
+            if error.errno == errno.EBUSY:
+                return
+            raise
         _move(leaf, group)
         leaf.remove()
 
@@ -275,15 +291,6 @@ class _Lock:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self._fd)
-
-
-def _between(root: str, base: Group) -> list[Group]:
-    """The groups from `root` to `base`, both included."""
-    levels = [Group(root, base.files)]
-    for part in base.path[len(root) :].split("/"):
-        if part:
-            levels.append(levels[-1].child(part))
-    return levels
 
 
 def _advice(number: int) -> str:

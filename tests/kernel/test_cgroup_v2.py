@@ -102,6 +102,13 @@ def test_the_root_of_a_cgroup_namespace_counts_as_delegated(group):
     assert [path for path in group.iterdir() if path.is_dir()] == []
 
 
+def test_a_given_parent_in_a_cgroup_namespace_makes_room_as_well(group):
+    life = LIFE.replace("open_session(None", "open_session('/a/b'")
+    lines = in_group(group, life, "unshare", "--cgroup", "--mount", "sh", "-c", REMOUNT, "-")
+    assert lines[1:] == ["/a/b/nsbox-unit/box", "/nsbox.host", "/"]
+    assert [path for path in group.iterdir() if path.is_dir()] == []
+
+
 REMOUNT = 'umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
 
 

@@ -103,7 +103,10 @@ def libraries(paths: Iterable[str]) -> Iterator[str]:
 
 
 def copy(paths: Iterable[str], root: Path) -> None:
-    listed = "\0".join(dict.fromkeys(path.lstrip("/") for path in paths if os.path.lexists(path)))
+    there = [path for path in paths if os.path.lexists(path)]
+    # With the folders above, for their modes.
+    above = {str(folder) for path in there for folder in Path(path).parents}
+    listed = "\0".join(dict.fromkeys(path.lstrip("/") for path in (*sorted(above - {"/"}), *there)))
     options = ["--directory=/", "--no-recursion", "--null", "--files-from=-", "--ignore-failed-read", "--warning=none"]
     packed = subprocess.Popen(["tar", "--create", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with (

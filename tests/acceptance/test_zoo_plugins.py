@@ -383,3 +383,44 @@ def test_a_worker_of_xdist_that_is_killed_leaves_no_box(runs: Runs):
     boxed = runs.run(runs.write(suite, "boxed"), "-n1", "-p", "no:hypothesispytest")
     boxed.result.assert_outcomes(passed=1, failed=1)
     boxed.result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running 'test_dies.py::test_dies'*"])
+
+
+def test_hypothesis_finds_and_shows_the_same(runs: Runs):
+    suite = {
+        "test_properties.py": """
+            from hypothesis import given, note, settings, seed, target, event, strategies as st
+            import pytest
+
+            @seed(1)
+            @settings(database=None)
+            @given(st.integers())
+            def test_passes(n):
+                event("even" if n % 2 == 0 else "odd")
+                assert n == n
+
+            @seed(1)
+            @settings(database=None)
+            @given(st.lists(st.integers()))
+            def test_fails(numbers):
+                note("noted")
+                assert sum(numbers) < 100
+
+            @pytest.fixture
+            def value():
+                return 3
+
+            @seed(1)
+            @settings(database=None)
+            @given(n=st.integers(0, 5))
+            def test_with_a_fixture(value, n):
+                assert value != n
+        """
+    }
+    args = [*load("_hypothesis_pytestplugin"), "-v", "-p", "no:cacheprovider"]
+    plain, boxed = runs.both(suite, *args)
+    for event in (*plain.events, *boxed.events):
+        if "_hypothesis_stats" in event.get("others", {}):
+            event["others"]["_hypothesis_stats"] = "figures"
+    assert_same(plain, boxed)
+    shown = runs.run(boxed.path, *args, "--hypothesis-show-statistics", "-k", "passes")
+    shown.result.stdout.fnmatch_lines(["*Hypothesis Statistics*", "*test_properties.py::test_passes:", "*100 passing*"])

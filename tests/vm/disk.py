@@ -72,6 +72,13 @@ def interpreter() -> Iterator[str]:
     yield from tree(Path(sysconfig.get_path("stdlib")), STANDARD_LIBRARY_NEEDLESS)
     yield from tree(Path(sys.base_prefix, "bin") if sys.base_prefix != "/usr" else Path(sys.executable))
     yield os.path.realpath(sys.executable)
+    # The one that an ordinary user can start, when ours lies where only root may go.
+    system = shutil.which("python3", path=os.defpath)
+    if system is not None and os.path.realpath(system) != os.path.realpath(sys.executable):
+        where = "import sysconfig; print(sysconfig.get_path('stdlib'))"
+        done = subprocess.run([system, "-I", "-c", where], capture_output=True, text=True, check=True)
+        yield from (system, os.path.realpath(system))
+        yield from tree(Path(done.stdout.strip()), STANDARD_LIBRARY_NEEDLESS)
     if sys.prefix != sys.base_prefix:
         yield from tree(Path(sys.prefix))
     else:

@@ -41,3 +41,11 @@ def test_a_machine_that_does_not_come_up_is_tried_again_and_shows_its_console(
     shown = capsys.readouterr()
     assert shown.out == "hanging here\nhanging here\n"
     assert shown.err == "the virtual machine was not up after 1 s\n" * 2
+
+
+@pytest.mark.slow
+def test_a_disk_has_interpreter_and_checkout_and_takes_writes(capsys: pytest.CaptureFixture[str]):
+    script = f"{sys.executable} -c 'import pytest, ssl, sqlite3' && echo x > left && grep ' / ' /proc/mounts"
+    assert run_in_vm(["sh", "-c", script], timeout=120, disk=True) == 0
+    assert " / ext4 rw," in capsys.readouterr().out
+    assert not Path("left").exists()

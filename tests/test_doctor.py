@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pytest_nsbox import doctor
+from pytest_nsbox import doctor, real
 from pytest_nsbox.doctor import (
     Examination,
     examine,
@@ -169,7 +169,7 @@ def test_a_warden_that_does_not_start_is_told(monkeypatch):
     def fails(*_: object, **__: object) -> int:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("os.posix_spawn", fails)
+    monkeypatch.setattr(real.os, "posix_spawn", fails)
     assert try_box(Settings()) == "the warden does not start: [Errno 11] Resource temporarily unavailable"
 
 

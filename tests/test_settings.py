@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(config, items):
     print("SETTINGS", json.dumps(shown))
 """
 
+PYTEST_CHECKS_TYPES = pytest.version_tuple >= (9, 2)
+
 
 class Probe:
     """A test directory whose runs tell specs and settings instead of running boxes."""
@@ -251,10 +253,9 @@ def test_a_value_is_toml_if_it_parses_as_toml_and_else_the_text(key, text, value
 
 def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
     probe.pytester.makepyfile("def test_x(): pass")
-    probe.pytester.makeini(
-        "[pytest]\nsandbox_all = perhaps\nsandbox_unavailable = bar\nsandbox_pool = many\n"
-        "sandbox_defaults =\n  nothing\n  cpu=x"
-    )
+    # pytest 9.2 refuses a value of a wrong type by itself, before any plugin and one at a time.
+    typed = "" if PYTEST_CHECKS_TYPES else "sandbox_all = perhaps\nsandbox_pool = many\n"
+    probe.pytester.makeini(f"[pytest]\n{typed}sandbox_unavailable = bar\nsandbox_defaults =\n  nothing\n  cpu=x")
     found = probe.problems(
         "--sandbox-report=some",
         "--sandbox-cgroup-parent=../up",
@@ -272,10 +273,12 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
         "--sandbox-html: not supported by this version: the report page",
         "--sandbox-keep: not supported by this version: keeping the scratch of failed tests",
         "--sandbox-shell: not supported by this version: a shell inside a box",
-        "ini sandbox_all: invalid truth value 'perhaps'",
+        *(
+            []
+            if PYTEST_CHECKS_TYPES
+            else ["ini sandbox_all: invalid truth value 'perhaps'", "ini sandbox_pool", "'many'"]
+        ),
         "ini sandbox_unavailable='bar': not a choice (accepted: fail, skip, run)",
-        "ini sandbox_pool",
-        "'many'",
         "--sandbox-report='some': not a number of rows (accepted: a number of rows, all or none)",
         "--sandbox-cgroup-parent='../up': not a cgroup (accepted: a path below each hierarchy's mount, such as ",
         "ini sandbox_defaults 'nothing': not a default (accepted: KEY=VALUE)",
@@ -286,7 +289,7 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
         "--sandbox-set 'rootfs=alpine': rootfs='alpine': not supported by this version: rootfs images",
     ):
         assert expected in text
-    assert len(found) == 14
+    assert len(found) == (12 if PYTEST_CHECKS_TYPES else 14)
 
 
 @pytest.mark.parametrize("option", ["--sandbox-unavailable=foo", "--sandbox-set=foo", "--sandbox-set=net=False"])

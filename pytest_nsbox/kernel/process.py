@@ -4,8 +4,10 @@ capabilities(7).
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import sys
 
 from pytest_nsbox.kernel import libc
 from pytest_nsbox.kernel.signals import signal
@@ -15,6 +17,10 @@ _CLONE_PIDFD = 0x00001000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+# Older than the numbers that all architectures share.
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
 
 CAP_SYS_ADMIN = 21
 
@@ -111,6 +117,22 @@ class Capabilities:
     def restore(self) -> None:
         """Set all three sets again; possible as long as the permitted set was kept."""
         libc.call("capset", "self", self._header, self._data.address)
+
+
+def leave_session_keyring() -> None:
+    """Exchange the session keyring, which a fork inherits, for a new and empty one. Source: keyctl(2).
+
+    Keys have no namespace: who possesses the keyring of pytest's login reads and changes what is in it, wherever it is.
+    """
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None or sys.maxsize < 1 << 32:
+        return
+    try:
+        libc.syscall("keyctl", "new session keyring", number, _KEYCTL_JOIN_SESSION_KEYRING, 0)
+    except KernelError as error:
+        # Not built into the kernel, or forbidden by a container's filter, which stays in force in the box.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def close_all_but(keep: tuple[int, ...]) -> None:

@@ -335,6 +335,9 @@ class Box:
             except OSError as error:
                 raise KernelError("attach", f"cgroup of {self.name}", error.errno or 0) from None
         ulimits.raise_hard(self.spec)
+        if self._namespaces & namespaces.NEWUSER:
+            # As the host's root still, whose quota of keys is large.
+            process.leave_session_keyring()
         namespaces.setns(self.pidfd, self._namespaces & ~namespaces.NEWPID)
         if self.timens is not None:
             namespaces.setns(self.timens, namespaces.NEWTIME)

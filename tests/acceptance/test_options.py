@@ -180,7 +180,8 @@ def test_xdist_tells_all_problems_once_and_exits_with_4(runs: Runs):
         (["--sandbox-set", "mem=much", "--sandbox-set", "color=red"], ["*mem*much*", "*unknown key 'color'*"]),
         (["--sandbox-report=few"], ["*--sandbox-report*few*"]),
         (["--sandbox-unavailable=perhaps"], ["*sandbox-unavailable*perhaps*fail*skip*run*"]),
-        (["-o", "sandbox_pool=many"], ["*sandbox_pool*many*"]),
+        # pytest 9.2 refuses it by itself, and names no option.
+        (["-o", "sandbox_pool=many"], ["*many*"]),
         (["--sandbox-html=page.html"], ["*--sandbox-html: not supported by this version*"]),
     ],
     ids=lambda value: value[0].lstrip("-") if isinstance(value, list) and value[0].startswith("-") else "",

@@ -67,8 +67,11 @@ class Undo:
                 continue
 
 
-def make_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> Box:
-    """Make a box of `spec`, with the host paths `shared`. Raises BoxFailed or KernelError, nothing is left then."""
+def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> tuple[Box, Undo]:
+    """Begin to make a box of `spec`, with the host paths `shared`; `finish_box` once its init has reported.
+
+    Raises BoxFailed, KernelError or OSError; nothing is left then. Else the second result takes back what was done.
+    """
     undo = Undo()
     try:
         cgroups = session.cgroups
@@ -80,15 +83,17 @@ def make_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[
         tree = session.take_tree(plan, find_late(shared, sockets=plan.sockets))
         undo.add(tree.remove)
         box = Box(name, plan, node, tree)
-        _start(session, box, undo)
+        _clone(session, box, undo)
+        if box.namespaces & namespaces.NEWUSER:
+            session.doors.write_maps(box.pid, *session.maps)
+        os.write(box.control, init.GO)
     except BaseException:
         undo.run()
         raise
-    return box
+    return box, undo
 
 
-def _start(session: Session, box: Box, undo: Undo) -> None:
-    """Clone the init and see it through to the end of its preparations."""
+def _clone(session: Session, box: Box, undo: Undo) -> None:
     plan = box.tree.plan
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
@@ -107,15 +112,26 @@ def _start(session: Session, box: Box, undo: Undo) -> None:
             session.act_as(shifted=False)
     finally:
         theirs.close()
-    if box.namespaces & namespaces.NEWUSER:
-        session.doors.write_maps(pid, *session.maps)
-    os.write(box.control, init.GO)
-    report = os.read(box.control, 4096)
-    if report != init.READY:
-        raise init.failure(report)
-    if any(isinstance(op, SetClocks) for op in plan.init):
-        box.clock = session.doors.open_namespace(pid, "time_for_children")
-        undo.add(lambda: os.close(box.clock))
+
+
+def finish_box(session: Session, box: Box, undo: Undo) -> None:
+    """See `box` through to the end of its init's preparations. Raises as `begin_box` does; nothing is left then."""
+    try:
+        report = os.read(box.control, 4096)
+        if report != init.READY:
+            raise init.failure(report)
+        if any(isinstance(op, SetClocks) for op in box.tree.plan.init):
+            box.clock = session.doors.open_namespace(box.pid, "time_for_children")
+    except BaseException:
+        undo.run()
+        raise
+
+
+def make_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> Box:
+    """Make a box, begun and finished. Raises as `begin_box` does."""
+    box, undo = begin_box(session, name, spec, plan, shared)
+    finish_box(session, box, undo)
+    return box
 
 
 def end(box: Box) -> None:

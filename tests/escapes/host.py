@@ -22,8 +22,8 @@ from tests.leftovers import cgroup_mounts, own_hierarchies
 
 SESSION_KEY = "NSBOX_SESSION_KEY"
 IMAGE_SIZE = 8 << 20
-KEY_SPEC_USER_KEYRING, KEY_SPEC_SESSION_KEYRING = -4, -3
-KEYCTL_JOIN_SESSION_KEYRING, KEYCTL_SETPERM, KEYCTL_UNLINK = 1, 5, 9
+KEY_SPEC_SESSION_KEYRING = -3
+KEYCTL_JOIN_SESSION_KEYRING, KEYCTL_SETPERM = 1, 5
 POSSESSOR_ALL, USER_ALL = 0x3F000000, 0x003F0000
 
 
@@ -188,24 +188,21 @@ def remove_group(group: Path) -> None:
 @contextmanager
 def made_keys() -> Iterator[tuple[int, ...]]:
     """A key of root's and one of the user's. None where the kernel has no keyrings."""
-    try:
-        ours = syscall("add_key", b"user", f"nsbox-{os.getpid()}".encode(), b"secret", 6, KEY_SPEC_USER_KEYRING)
-    except OSError:
-        yield ()
-        return
-    try:
-        with user_key() as theirs:
-            yield ours, theirs
-    finally:
-        syscall("keyctl", KEYCTL_UNLINK, ours, KEY_SPEC_USER_KEYRING)
+    with ExitStack() as stack:
+        yield tuple(filter(None, (stack.enter_context(held_key(user)) for user in (0, USER))))
 
 
 @contextmanager
-def user_key() -> Iterator[int]:
-    """Keys live as long as the process that holds them."""
-    command = [sys.executable, "-c", "import sys; from tests.escapes.host import hold_a_key; hold_a_key()"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as holder:
+def held_key(user: int) -> Iterator[int]:
+    """A key lives as long as the process that holds it."""
+    command = [sys.executable, "-c", "from tests.escapes.host import hold_a_key; hold_a_key()"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "NSBOX_KEY_OWNER": str(user)},
+        text=True,
+    ) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         yield int(holder.stdout.readline())
@@ -213,24 +210,28 @@ def user_key() -> Iterator[int]:
 
 
 def hold_a_key() -> None:
+    """Tell the number of a key that its owner may use from anywhere, 0 if there are no keys, and keep it until told."""
+    user = int(os.environ["NSBOX_KEY_OWNER"])
     os.setgroups([])
-    os.setresgid(USER, USER, USER)
-    os.setresuid(USER, USER, USER)
-    key = syscall("add_key", b"user", b"nsbox-user", b"secret", 6, KEY_SPEC_SESSION_KEYRING)
-    syscall("keyctl", KEYCTL_SETPERM, key, POSSESSOR_ALL | USER_ALL)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    try:
+        key = log_in(USER_ALL)
+    except OSError:
+        key = 0
     sys.stdout.write(f"{key}\n")
     sys.stdout.flush()
     sys.stdin.read()
 
 
-def log_in() -> int:
+def log_in(permissions: int = 0) -> int:
     """Give this process, and what it starts, a session keyring as pam_keyinit(8) does; return a key in it.
 
-    Only who possesses the keyring may read the key.
+    Who possesses the keyring may use the key; `permissions` for others.
     """
     syscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, 0)
     key = syscall("add_key", b"user", b"nsbox-session", b"secret", 6, KEY_SPEC_SESSION_KEYRING)
-    syscall("keyctl", KEYCTL_SETPERM, key, POSSESSOR_ALL)
+    syscall("keyctl", KEYCTL_SETPERM, key, POSSESSOR_ALL | permissions)
     return key
 
 

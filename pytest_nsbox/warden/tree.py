@@ -157,12 +157,17 @@ class _Builder:
         self.doors.make_directory(self.place)
         if self.tree.plan.disk is not None:
             self._mount_disk(self.tree.plan.disk)
+        last = [op for op in self.tree.plan.tree if isinstance(op, plans.SetReadonly)]
         for op in self.tree.plan.tree:
-            _PERFORM[type(op)](self, op)
+            if op not in last:
+                _PERFORM[type(op)](self, op)
         for path in self.tree.bound:
             self.bind(plans.Bind(path, path, readonly=False, shared=True))
             if self.tree.plan.user is not None:
                 self._let_through(path, *self.tree.plan.user)
+        # When nothing has to be made or opened up in the layers any more.
+        for op in last:
+            _PERFORM[type(op)](self, op)
 
     def close(self) -> None:
         """Close what the tree does not keep."""

@@ -137,3 +137,19 @@ def test_pytest_in_a_box_runs_boxes_of_its_own(runs: Runs):
     }
     boxed = runs.run(runs.write(suite, "boxed"))
     boxed.result.assert_outcomes(passed=1)
+
+
+READONLY_USER = """
+import os, pytest
+@pytest.mark.sandbox(readonly=True, user="nobody")
+def test_a(tmp_path):
+    assert os.getuid() == 65534
+    (tmp_path / "x").write_text("1")
+    with pytest.raises(OSError):
+        open("/etc/x", "w")
+"""
+
+
+def test_a_user_reaches_the_base_temp_under_a_read_only_root(runs: Runs):
+    quick = runs.run(runs.write({"test_a.py": READONLY_USER}, "readonly"))
+    quick.result.assert_outcomes(passed=1)

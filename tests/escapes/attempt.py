@@ -84,6 +84,7 @@ class Attempt:
 
     refused  what comes of it in a box: {net: name of an errno, or the text of a HeldError}
     box      further marker keys of the box
+    alone    whether it may leave the box as no other attempt should find it
     absent   names of errnos that say outside: this kernel has no such thing
     open     why it works in a box, if it does: a known hole
     """
@@ -92,8 +93,14 @@ class Attempt:
     function: Callable[[Place], None]
     refused: dict[str, str]
     box: dict[str, Any]
+    alone: bool
     absent: frozenset[str]
     open: str | None
+
+    @property
+    def apart(self) -> bool:
+        """Whether it has a box to itself."""
+        return self.alone or bool(self.box)
 
     def run(self, place: Place) -> str:
         """Make the attempt in a process of its own; return WORKED, the name of an errno, or where it ended."""
@@ -122,6 +129,7 @@ def attempt(
     host: str | None = None,
     none: str | None = None,
     box: dict[str, Any] | None = None,
+    alone: bool = False,
     absent: tuple[str, ...] = (),
     open_because: str | None = None,
 ) -> Callable[[Callable[[Place], None]], Callable[[Place], None]]:
@@ -135,7 +143,7 @@ def attempt(
         results = {net: result for net, result in by_net.items() if result is not None}
         name = function.__name__
         assert name not in ATTEMPTS
-        ATTEMPTS[name] = Attempt(name, function, results, box or {}, frozenset(absent), open_because)
+        ATTEMPTS[name] = Attempt(name, function, results, box or {}, alone, frozenset(absent), open_because)
         return function
 
     return register

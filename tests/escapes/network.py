@@ -14,6 +14,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
 NLMSG_ERROR, RTM_NEWLINK, RTM_NEWROUTE = 2, 16, 24
 NETLINK_NETFILTER, NFT_GET_TABLE = 12, 10 << 8 | 1
 REQUEST, ACK = 1, 4
+IFF_UP = 1
 SO_MARK = 36
 
 
@@ -65,6 +66,11 @@ def listeners_of_the_host(at: Place) -> None:
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
         if at.abstract not in file.read():
             raise HeldError("its own")
+
+
+def loopback_up() -> None:
+    with socket.socket() as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", IFF_UP))
 
 
 @attempt(host="EPERM")

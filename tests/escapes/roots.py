@@ -78,7 +78,7 @@ def own_mount_namespace_entered_again(at: Place) -> None:
     check(own)
 
 
-@attempt(OWN)
+@attempt(OWN, alone=True)
 def another_root_and_back(at: Place) -> None:
     """Back from a pivot_root(2), as the box's process 1 made one: the only old root to be found is the box's."""
     own = root()
@@ -99,7 +99,7 @@ def is_overlay(path: str) -> bool:
     return bool(struct.unpack_from("l", buffer, 0)[0] == OVERLAYFS_MAGIC)
 
 
-@attempt(OWN)
+@attempt(OWN, alone=True)
 def everything_unmounted(at: Place) -> None:
     """What a mount covers shows when it goes."""
     own = root()

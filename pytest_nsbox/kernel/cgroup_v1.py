@@ -164,7 +164,9 @@ class SessionV1(Session):
             self.controllers -= hierarchy.controllers
             for controller in hierarchy.controllers:
                 self.problems[controller] = (
-                    f"{error}; run as root, or name a group that this user owns: --sandbox-cgroup-parent"
+                    f"{error}; mount it read-write: mount -o remount,rw, or docker run --privileged"
+                    if error.errno == errno.EROFS
+                    else f"{error}; run as root, or name a group that this user owns: --sandbox-cgroup-parent"
                 )
 
 

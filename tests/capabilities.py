@@ -20,7 +20,7 @@ import pytest
 from tests.leftovers import PARENT, cgroup_mounts
 
 # What the kernel of tests/vm cannot have; the machine around it runs these tests.
-VM_LACKS = frozenset({"time namespace", "cgroup:cpuset", "vm kernel", "debian archive"})
+VM_LACKS = frozenset({"time namespace", "shifted tmpfs", "cgroup:cpuset", "vm kernel", "debian archive"})
 
 Probe = Callable[[], "str | None"]  # None: it is there; else why not
 
@@ -124,6 +124,12 @@ def _time_namespace() -> str | None:
 
 
 @functools.cache
+def _shifted_tmpfs() -> str | None:
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    return None if release >= (6, 3) else "tmpfs shows other ids than it has since Linux 6.3"
+
+
+@functools.cache
 def _debian_archive() -> str | None:
     return _succeeds("apt-get", "download", "--quiet", "--print-uris", "busybox-static")
 
@@ -142,6 +148,7 @@ PROBES: dict[str, Probe] = {
     "overlay": _overlay,
     "user namespace": _user_namespace,
     "time namespace": _time_namespace,
+    "shifted tmpfs": _shifted_tmpfs,
     "debian archive": _debian_archive,
     "vm kernel": _vm_kernel,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from pytest_nsbox.kernel.mount import NODEV, RDONLY
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
@@ -105,19 +106,33 @@ class Host:
         """Return a detached mount of the host's `source`, to be attached in a box.
 
         user  what belongs to root is shown as this user's, and the other way round
+
+        Raises BoxFailed for a file system that cannot show other ids than it has.
         """
         source = os.path.realpath(source)
         below = any(m.target != source and is_within(m.target, source) for m in self._seen)
         # Without the rights of the first user namespace, the kernel's own flags of a mount stay as they are.
         attributes = (RDONLY if readonly else 0) | (NODEV if shifted else 0)
         idmap = self._user_namespaces.get(user) if shifted else None
-        try:
-            return self._clone_source(source, attributes, idmap, recursive=below)
-        except KernelError as error:
-            if error.errno != errno.EINVAL or not below:
-                raise
-            # Something mounted below it cannot be shifted (a proc, for one): without what is below, then.
-            return self._clone_source(source, attributes, idmap, recursive=False)
+        # With what is mounted below it; without, if some of that cannot be shifted (a proc, for one).
+        for recursive in (True, False) if below else (False,):
+            try:
+                return self._clone_source(source, attributes, idmap, recursive=recursive)
+            except KernelError as error:
+                if error.errno != errno.EINVAL or idmap is None:
+                    raise
+        if stat.S_ISSOCK(os.lstat(source).st_mode):
+            # Who may connect anyhow still may.
+            return self._clone_source(source, attributes, None, recursive=False)
+        raise BoxFailed(
+            f"{source}: its file system ({self._fstype(source)}) cannot show the ids of a box (tmpfs can "
+            "since Linux 6.3): keep it on another one, or use privileged=True"
+        )
+
+    def _fstype(self, path: str) -> str:
+        """Return the type of the file system that `path` lies on."""
+        within = [mount for mount in self._seen if is_within(path, mount.target)]
+        return max(within, key=lambda mount: len(mount.target)).fstype if within else "unknown"
 
     def _clone_source(self, source: str, attributes: int, idmap: int | None, *, recursive: bool) -> int:
         clone = self._doors.clone_tree(source, recursive=recursive)

@@ -6,8 +6,8 @@ to the kernel depends on what the user's temporary directory is called):
 
     lock        held with flock as long as the warden lives; tells a later session which cgroups to sweep
     scratch/    layers/<tree>/<mount>/{upper,work}
-    shifted/    scratch/layers again, mounted so that host id 0 is shown as the id that is root in boxes
-    host/<n>    mount number n of the host, shifted; plain/<n> the same as it is, for privileged boxes
+    host/<n>    mount number n of the host, with host id 0 shown as the id that is root in boxes
+    plain/<n>   the same as it is, for privileged boxes
     volumes/    named volumes
     base/       a tmpfs with empty directories, to mount on
     root/<tree> trees
@@ -88,7 +88,6 @@ class Session:
         """Make mounts of the parts of our directory that other mounts are made from; those cannot be unbindable."""
         self.host.attach_clone("volumes", "volumes")
         if self.mode == "shifted":
-            self.host.attach_clone(self.layers, "shifted", shifted=True)
             self.host.attach_clone(self.layers, self.layers)
             return
         # The root that we see is an overlay itself, and cannot hold the writable layer of another one.

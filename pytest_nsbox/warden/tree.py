@@ -152,9 +152,7 @@ class _Builder:
         self.session.act_as(shifted=False)
         self.doors.make_directory(self.tree.place)
         self.session.act_as(shifted=self.shifted)
-        # As boxes' root sees the layers.
-        self.place = f"shifted/{self.tree.name}" if self.shifted else self.tree.scratch
-        self.doors.make_directory(self.place)
+        self.doors.make_directory(self.tree.scratch)
         if self.tree.plan.disk is not None:
             self._mount_disk(self.tree.plan.disk)
         last = [op for op in self.tree.plan.tree if isinstance(op, plans.SetReadonly)]
@@ -180,7 +178,6 @@ class _Builder:
         disk = self.doors.new_mount("tmpfs", (("mode", "755"), ("size", str(size))), NODEV, self.tree.scratch)
         try:
             self.doors.attach(disk, self.tree.scratch)
-            self.place = self.tree.scratch
         finally:
             os.close(disk)
 
@@ -211,7 +208,7 @@ class _Builder:
         return self.doors.open_in(self.root, target)
 
     def overlay(self, op: plans.Overlay) -> None:
-        layer = f"{self.place}/{op.number}"
+        layer = f"{self.tree.scratch}/{op.number}"
         for name in ("", "/upper", "/work"):
             self.doors.make_directory(layer + name)
         options: list[tuple[str, str | None]] = [

@@ -114,6 +114,7 @@ def test_readonly_does_what_it_says_and_only_to_that_mount(tmp_path: Path) -> No
     alone(play)
 
 
+@pytest.mark.needs("shifted tmpfs")
 def test_ids_are_shown_through_a_map_and_stored_as_they_were(tmp_path: Path) -> None:
     def play() -> None:
         os.close(tmpfs_at(tmp_path / "a"))

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from pytest_nsbox.kernel import mount, namespaces
+from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.mounts import Volume
-from tests.warden.boxes import in_a_process, run, run_for_usage, started
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden.client import Warden
+from tests.warden.boxes import config, in_a_process, run, run_for_usage, started
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 
@@ -53,6 +56,7 @@ def write(path: Path) -> int:
     return 0
 
 
+@pytest.mark.needs("shifted tmpfs")
 def test_other_filesystems_are_copied_on_write_as_well(tmp_path: Path) -> None:
     place = tmp_path / "a dir, with: odd\\characters"
     inner = place / "inner"
@@ -136,6 +140,7 @@ def test_a_filesystem_that_cannot_be_shifted_is_shown_readable(tmp_path: Path) -
     with_own_mounts(play)
 
 
+@pytest.mark.needs("shifted tmpfs")
 def test_devices_in_other_filesystems_are_dead(tmp_path: Path) -> None:
     place = tmp_path / "place"
 
@@ -149,6 +154,7 @@ def test_devices_in_other_filesystems_are_dead(tmp_path: Path) -> None:
     with_own_mounts(play)
 
 
+@pytest.mark.needs("shifted tmpfs")
 def test_a_volume_brings_what_is_mounted_below_it_and_nothing_of_the_session(tmp_path: Path) -> None:
     source = tmp_path / "source"
 
@@ -189,6 +195,24 @@ def test_the_temporary_directory_may_have_any_name(tmp_path: Path, name: str) ->
         run(warden, lambda: write(tmp_path / "made"))
     assert sorted(os.listdir(tmp_path / name)) == ["made"]
     assert sorted(os.listdir(tmp_path)) == [name]
+
+
+def test_a_volume_that_cannot_be_shifted_is_an_error_that_says_so(tmp_path: Path) -> None:
+    lower, upper, work, place = (tmp_path / name for name in ("lower", "upper", "work", "place"))
+    for directory in (lower, upper, work):
+        directory.mkdir()
+
+    def play() -> str:
+        options = (("lowerdir", str(lower)), ("upperdir", str(upper)), ("workdir", str(work)))
+        mount_at(place, "overlay", options)
+        with started() as warden:
+            try:
+                warden.acquire(Spec(volumes=(Volume(str(place), "/v"),)))
+            except BoxFailed as error:
+                return str(error)
+        return "a box was made"
+
+    assert with_own_mounts(play).startswith(f"{place}: its file system (overlay) cannot show the ids of a box")
 
 
 def test_sockets_of_other_filesystems_are_reached(tmp_path: Path) -> None:
@@ -240,11 +264,6 @@ def test_root_without_the_capability_is_told_what_is_missing() -> None:
 
 
 def first_error() -> str:
-    from pytest_nsbox.policy.errors import BoxFailed
-    from pytest_nsbox.policy.spec import Spec
-    from pytest_nsbox.warden.client import Warden
-    from tests.warden.boxes import config
-
     warden = Warden.start(config(tmpdir="/tmp"))
     try:
         warden.acquire(Spec())

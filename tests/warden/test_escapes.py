@@ -325,7 +325,7 @@ def test_other_boxes_layers_are_out_of_reach(warden: Warden) -> None:
             (os.listdir, place),
             (os.listdir, f"{place}/scratch"),
             (os.listdir, f"{place}/scratch/layers"),
-            (os.listdir, f"{place}/shifted"),
+            (os.listdir, f"{place}/volumes"),
             (os.listdir, f"{place}/host/0"),
             (lambda path: os.open(path, os.O_RDONLY), f"{place}/lock"),
         ):

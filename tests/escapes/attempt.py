@@ -86,7 +86,7 @@ class Attempt:
     box      further marker keys of the box
     alone    whether it may leave the box as no other attempt should find it
     absent   names of errnos that say outside: this kernel has no such thing
-    open     why it works in a box, if it does: a known hole
+    open     why it may work in a box, on some machines: a known hole
     """
 
     name: str

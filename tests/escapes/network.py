@@ -36,7 +36,9 @@ def loopback_of_the_host_by_ipv6(at: Place) -> None:
 
 @attempt(none="ENETUNREACH", absent=("EADDRNOTAVAIL",))
 def address_of_the_host(at: Place) -> None:
-    connect(socket.AF_INET, (at.address or "127.0.0.1", at.port))
+    if not at.address:
+        raise OSError(errno.EADDRNOTAVAIL, "loopback alone")
+    connect(socket.AF_INET, (at.address, at.port))
 
 
 @attempt(none="ECONNREFUSED")

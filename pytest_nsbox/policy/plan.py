@@ -9,6 +9,7 @@ in no plan: see warden/late.py.
 from __future__ import annotations
 
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.hostmounts import is_within
 from pytest_nsbox.policy.record import keyword_record, record
 from pytest_nsbox.policy.users import find_user
 
@@ -38,6 +39,7 @@ DEVICE_LINKS = (
 OWN = ("/proc", "/sys", "/dev")
 # Where the overlays of a box are found once more, without what is mounted on them: what a box in this box is made of.
 LOWER = "/dev/.nsbox"
+_NOT_THERE = ("/proc", "/sys", "/dev/pts", "/dev/mqueue", LOWER)
 
 
 @record
@@ -246,6 +248,10 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
     # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
     mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
     mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]
+    for op in mounts:
+        place = next((place for place in _NOT_THERE if is_within(op.target, place)), None)
+        if place is not None:
+            raise BoxFailed(f"nothing can be mounted on {op.target}: {place} is the box's own")
     mounts.sort(key=lambda op: op.target.count("/"))
     tree += mounts
     overlays = [op.target for op in layers if isinstance(op, Overlay)]

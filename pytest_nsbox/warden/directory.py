@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 
 from pytest_nsbox.kernel import cgroup, files
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
@@ -24,6 +25,7 @@ _NAMES = ("scratch", "host", "plain", "volumes", "base", "root")
 _CONTENT = ("scratch", "volumes")
 # What a lock file says.
 _PARENT = b"cgroup parent: "
+_YOUNG = 60.0
 _NO_PARENT = b"cgroups beside the warden's own"
 
 
@@ -121,6 +123,9 @@ def _sweep_one(path: str, name: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         text = os.read(lock, 65536)
+        if not text and time.time() - os.fstat(lock).st_mtime < _YOUNG:
+            # Its warden has made the file and not locked it yet: it waits for us.
+            return
         cgroup.sweep(os.fsdecode(text.removeprefix(_PARENT)) if text.startswith(_PARENT) else None, [name])
         remove(path)
     except BlockingIOError:

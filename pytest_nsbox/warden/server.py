@@ -143,7 +143,8 @@ class Server:
             self.failure = ""
         except (KernelError, BoxFailed, OSError) as error:
             self.failure = str(error)
-        self._sweep(request.tmpdir)
+        # Once there is nothing else to do.
+        self.waste.append(lambda: self._sweep(request.tmpdir))
 
     def _sweep(self, tmpdir: str) -> None:
         """Remove what dead sessions left, in a process of its own: it may have much to do."""

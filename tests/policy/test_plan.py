@@ -126,3 +126,10 @@ def test_the_user_is_known_by_the_hosts_files() -> None:
 
 def test_hostname_is_set_by_the_init() -> None:
     assert plans.SetHostname("box") in plan(hostname="box").init
+
+
+@pytest.mark.parametrize("target", ["/proc", "/proc/x", "/sys/fs", "/dev/pts"])
+def test_nothing_is_mounted_where_the_init_mounts_later(target: str) -> None:
+    with pytest.raises(BoxFailed, match=rf"^nothing can be mounted on {target}: /\w+(/\w+)? is the box's own$"):
+        plan(tmpfs=(Tmpfs(target),))
+    assert plan(tmpfs=(Tmpfs("/dev/x"),)).tree

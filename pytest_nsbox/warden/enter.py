@@ -48,8 +48,8 @@ def bind_late(session: Session, box: Box, paths: Iterable[str]) -> None:
                     finally:
                         os.close(point)
             finally:
-                session.act_as(shifted=False)
                 os.close(root)
+                session.act_as(shifted=False)
         finally:
             namespaces.setns(home, namespaces.NEWNS)
             os.fchdir(here)

@@ -20,7 +20,9 @@ from pytest_nsbox.policy.mounts import Tmpfs, Volume
 from pytest_nsbox.policy.plan import make_plan
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.box import Box, end, make_box
+from pytest_nsbox.warden.directory import remove
 from pytest_nsbox.warden.doors import Doors
+from pytest_nsbox.warden.enter import bind_late
 from pytest_nsbox.warden.session import Session
 from tests.warden.boxes import in_a_process
 
@@ -214,3 +216,50 @@ def test_a_session_that_cannot_be_opened_leaves_nothing() -> None:
             break
         blown.append(found)
     assert {"unshare", "make_directory", "clone_tree", "attach", "write_maps"} <= set(blown)
+
+
+def test_a_path_that_cannot_be_bound_late_leaves_the_warden_where_it_was(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    late.mkdir()
+
+    def play() -> list[str]:
+        fuse = Fuse()
+        blown: list[str] = []
+        with opened(faulty_doors(fuse)) as session:
+            box = make(session, Spec())
+            before = (state(session), os.getcwd(), os.readlink("/proc/self/ns/mnt"))
+            for at in range(1, 100):
+                fuse.arm(at, inside=False)
+                try:
+                    bind_late(session, box, [str(late), str(tmp_path)])
+                except KernelError as error:
+                    assert "injected" in str(error)
+                    blown.append(fuse.blown)
+                finally:
+                    finished = fuse.calls < at
+                    fuse.arm(0, inside=False)
+                assert (state(session), os.getcwd(), os.readlink("/proc/self/ns/mnt")) == before, (at, blown[-1:])
+                if finished:
+                    break
+            unmake(session, box)
+        return blown
+
+    assert {"clone_tree", "setns", "attach", "set_fs_ids"} <= set(in_a_process(play))
+
+
+def test_what_cannot_be_removed_is_told_at_the_end() -> None:
+    def play() -> list[str]:
+        session = Session(Doors(), tempfile.gettempdir(), os.environ.get("PYTEST_NSBOX_CGROUP_PARENT"))
+        session.open()
+        # Something that the warden did not mount keeps the directory busy.
+        busy = f"{session.directory}/host"
+        fd = Doors.new_mount("tmpfs")
+        os.chdir("/")
+        Doors.detach(session.directory)
+        Doors.attach(fd, busy)
+        problems = session.close()
+        Doors.detach(busy)
+        remove(session.directory)
+        return [problem.replace(session.directory, "DIR") for problem in problems]
+
+    assert in_a_process(play) == ["remove DIR/host: Device or resource busy"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -468,3 +470,28 @@ def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(
     assert stat.S_IMODE((target / "out" / "log.txt").stat().st_mode) == 0o640
     assert sorted(released.artifacts) == [*(f"/{name}" for name in files[1:]), f"{tmp_path}/here/deep/er.txt"]
     assert released.problems == ()
+
+
+def test_other_boxes_layers_are_out_of_reach(warden: Warden) -> None:
+    (session,) = (name for name in os.listdir(tempfile.gettempdir()) if name.startswith("nsbox-"))
+    place = f"{tempfile.gettempdir()}/{session}"
+
+    def look() -> list[int]:
+        codes = []
+        for function, path in (
+            (os.listdir, place),
+            (os.listdir, f"{place}/scratch"),
+            (os.listdir, f"{place}/scratch/layers"),
+            (os.listdir, f"{place}/volumes"),
+            (os.listdir, f"{place}/host/0"),
+            (lambda path: os.open(path, os.O_RDONLY), f"{place}/lock"),
+        ):
+            try:
+                function(path)
+                codes.append(0)
+            except OSError as error:
+                codes.append(error.errno or -1)
+        return codes
+
+    assert os.listdir(f"{place}/scratch/layers")
+    assert set(run(warden, look)) == {errno.EACCES}

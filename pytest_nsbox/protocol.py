@@ -208,6 +208,8 @@ class Lockstep:
         child.enter(partial(self._boxes.enter, attempt.box), random_state)
         if self._follower.output_in_step:
             self._terminal.take()
+        else:
+            self._terminal.stay_behind()
 
     # --- the other phases, and reports
 

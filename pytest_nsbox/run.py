@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -134,6 +135,7 @@ class Run:
             self._boxes.gathered.hand_over()
             self._boxes.close()
             self._boxes = self._warden = None
+            self._remove_links()
 
     def _configured_warden(self) -> Warden:
         """The warden, told of the paths that are known only now."""
@@ -162,6 +164,17 @@ class Run:
             with contextlib.suppress(OSError):  # a read-only checkout: pytest warns of it when it writes
                 cache.mkdir("nsbox").rmdir()
         return (str(directory),) if directory.is_dir() else ()
+
+    def _remove_links(self) -> None:
+        """Take links out of pytest's cache, where tests write too: pytest would write through them, as itself."""
+        cache = getattr(self._config, "cache", None)
+        if cache is None:
+            return
+        for directory, folders, names in os.walk(cache._cachedir):
+            for name in (*folders, *names):
+                path = os.path.join(directory, name)
+                if os.path.islink(path):
+                    os.unlink(path)
 
     def guard(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
         """The context of one item's protocol; None where no box is concerned."""

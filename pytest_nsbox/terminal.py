@@ -38,6 +38,12 @@ class Terminal:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def stay_behind(self) -> None:
+        """In a child that stays in the background: to set the terminal (getpass does) must not stop it for ever."""
+        if self._fd >= 0:
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+
     def give(self) -> None:
         """In pytest's process: a child may have taken it."""
         self._given = True

@@ -215,6 +215,7 @@ def test_a_volume_that_cannot_be_shifted_is_an_error_that_says_so(tmp_path: Path
     assert with_own_mounts(play).startswith(f"{place}: its file system (overlay) cannot show the ids of a box")
 
 
+@pytest.mark.needs("shifted tmpfs")
 def test_sockets_of_other_filesystems_are_reached(tmp_path: Path) -> None:
     place = tmp_path / "run"
     path = str(place / "socket")

@@ -121,7 +121,11 @@ class Warden:
             raise
         finally:
             theirs.close()
-        return cls(m.Channel(ours), pid, config)
+        warden = cls(m.Channel(ours), pid, config)
+        # It prepares its session while we do other things. If it died, the first box tells.
+        with suppress(OSError):
+            warden._configure()
+        return warden
 
     def configure(self, config: SessionConfig) -> None:
         """Replace what `start` was told, before the next box; boxes made ahead are given back."""
@@ -152,11 +156,14 @@ class Warden:
         """Say if a box of `spec` was asked for already and nobody has taken it."""
         return spec.box_key() in self._pending.values()
 
-    def _request(self, key: Spec) -> int:
+    def _configure(self) -> None:
         if not self._configured:
             config = self._config
             self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, self._shared(), config.pool))
             self._configured = True
+
+    def _request(self, key: Spec) -> int:
+        self._configure()
         self._number += 1
         self._channel.send(m.Make(self._number, key.to_json()))
         self._pending[self._number] = key

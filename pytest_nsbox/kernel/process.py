@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 import sys
 
@@ -151,3 +152,10 @@ def open_pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError as error:
         raise KernelError("pidfd_open", str(pid), error.errno or 0) from None
+
+
+def has_ended(pidfd: int) -> bool:
+    """Say if the process of `pidfd` has ended, whoever's child it is."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(0))

@@ -10,14 +10,11 @@ One test, in the process that forks and in the forked child:
     parent:  box.after_fork_in_parent() our next child will not
              … box.kill(); waitpid(pid)
     released = box.release()
-
-Nothing here uses threads; all of it belongs to one thread of pytest.
 """
 
 from __future__ import annotations
 
 import _socket
-import select
 import sys
 from contextlib import suppress
 
@@ -315,9 +312,7 @@ class Box:
 
     def is_alive(self) -> bool:
         """Say if its init is."""
-        waiting = select.poll()
-        waiting.register(self.pidfd, select.POLLIN)
-        return not waiting.poll(0)
+        return not process.has_ended(self.pidfd)
 
     def before_fork(self) -> None:
         """Make our next child be born in the box's pid namespace. No thread may be started until

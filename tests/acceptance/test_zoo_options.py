@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -252,7 +253,7 @@ def test_tmp_path_is_kept_as_pytest_is_told(runs: Runs, policy: str, monkeypatch
         monkeypatch.chdir(directory)
         ours = ["-p", "nsbox", "--sandbox-all"] if name == "boxed" else []
         # not runpytest_subprocess: it names a base temp, and pytest then keeps everything
-        command = ["python", "-m", "pytest", *ours, "-o", f"tmp_path_retention_policy={policy}", "-q"]
+        command = [sys.executable, "-m", "pytest", *ours, "-o", f"tmp_path_retention_policy={policy}", "-q"]
         runs.pytester.run(*command).stdout.fnmatch_lines(["*2 failed, 2 passed, 1 error*"])
         kept[name] = sorted(str(path.relative_to(root)) for path in root.glob("*/*/*/*"))
         kept[name] += sorted(str(path.relative_to(root)) for path in root.glob("*/*/*"))

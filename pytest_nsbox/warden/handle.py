@@ -1,0 +1,180 @@
+"""A box as the process that forks into it sees it, and its forked child."""
+
+from __future__ import annotations
+
+from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.record import record
+from pytest_nsbox.policy.users import find_user
+from pytest_nsbox.real import os
+from pytest_nsbox.warden import messages as m
+from pytest_nsbox.warden import ulimits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.client import Warden
+
+
+@record
+class Released:
+    """What a box left.
+
+    counters       {counter file: its text}, for policy.usage
+    files_changed  how many paths of the root it added, changed or deleted
+    artifacts      files copied out of it; `problems`: what could not be copied
+    """
+
+    counters: dict[str, str]
+    files_changed: int
+    artifacts: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class Box:
+    """A box that this process may fork a child into.
+
+    name      unique in the session
+    pidfd     of its init; `init_pid` on the host
+    attach    descriptors to write b"0" to, from inside the child
+    """
+
+    def __init__(self, warden: Warden, made: m.Made, fds: tuple[int, ...], spec: Spec) -> None:
+        self.name = made.box
+        self.spec = spec
+        self.init_pid = made.pid
+        self.pidfd = fds[0]
+        self.timens = fds[-1] if made.clock else None
+        self.attach = fds[1:-1] if made.clock else fds[1:]
+        self._namespaces = made.namespaces
+        self._warden = warden
+        self._cwd: str | None = None
+        self._releasing: int | None = None
+
+    def is_alive(self) -> bool:
+        """Say if its init is."""
+        return not process.has_ended(self.pidfd)
+
+    def before_fork(self) -> None:
+        """Make our next child be born in the box's pid namespace. No thread may be started until
+        `after_fork_in_parent`.
+        """
+        namespaces.setns(self.pidfd, namespaces.NEWPID)
+
+    def after_fork_in_parent(self) -> None:
+        """Have our children in our own pid namespace again."""
+        namespaces.setns(self._warden.own_pid_namespace(), namespaces.NEWPID)
+
+    def enter(self) -> None:
+        """In the forked child, while it has one thread: go into the box. Raises KernelError; then the child must end.
+
+        Closes every descriptor of the warden's. Afterwards the process is root of the box, and its working directory
+        the box's "/".
+        """
+        self._cwd = _working_directory()
+        for fd in self.attach:
+            try:
+                os.write(fd, b"0")
+            except OSError as error:
+                raise KernelError("attach", f"cgroup of {self.name}", error.errno or 0) from None
+        ulimits.raise_hard(self.spec)
+        if self._namespaces & namespaces.NEWUSER:
+            # As the host's root still, whose quota of keys is large.
+            process.leave_session_keyring()
+        namespaces.setns(self.pidfd, self._namespaces & ~namespaces.NEWPID)
+        if self.timens is not None:
+            namespaces.setns(self.timens, namespaces.NEWTIME)
+        namespaces.unshare(namespaces.NEWCGROUP)
+        if self._namespaces & namespaces.NEWUSER:
+            process.become(0, 0)
+            # Taken away by the change of ids; without it the test could not read its own /proc/self.
+            process.set_dumpable(dumpable=True)
+        self._close_fds()
+        self._warden.close_in_child()
+
+    def apply_limits(self) -> None:
+        """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""
+        ulimits.set_all(self.spec)
+        self._change_directory()
+        if self.spec.user is not None:
+            user = find_user(self.spec.user, _text_of("/etc/passwd"), _text_of("/etc/group"))
+            process.become(user.uid, user.gid, user.groups)
+            process.set_dumpable(dumpable=True)
+
+    def _change_directory(self) -> None:
+        path = self.spec.workdir or self._cwd
+        if path is None:
+            return
+        try:
+            os.chdir(path)
+        except OSError as error:
+            if self.spec.workdir is not None:
+                raise KernelError("chdir", path, error.errno or 0) from None
+
+    def kill(self) -> None:
+        """Kill every process of the box, at once. Its child of ours must then be reaped, or the box cannot end.
+
+        The box's mounts live on if there are artifacts to copy out of it.
+        """
+        if self.spec.artifacts:
+            self._warden.ask(m.Kill(self._warden.next_number(), self.name), m.Done)
+        else:
+            process.kill(self.pidfd)
+
+    def counters(self) -> dict[str, str]:
+        """Return the counter files of the box's cgroups so far, for policy.usage."""
+        return self._warden.ask(m.Read(self._warden.next_number(), self.name), m.Counters).texts
+
+    def changes(self) -> list[tuple[str, str]]:
+        """Return (kind, path) of what differs from the root that the box began with: A added, C changed, D deleted."""
+        answer = self._warden.ask(m.Compare(self._warden.next_number(), self.name), m.Changes)
+        return [(kind, path) for kind, path in answer.changes]
+
+    def begin_release(self, artifacts_to: str = "") -> None:
+        """Ask the warden for `release` without waiting for its answer; its work goes on meanwhile."""
+        if self._releasing is None:
+            number = self._warden.next_number()
+            workdir = self.spec.workdir or _working_directory() or "/"
+            globs = self.spec.artifacts if artifacts_to else ()
+            request = m.Release(number, self.name, globs, artifacts_to, workdir)
+            self._releasing = number
+            try:
+                self._warden.tell(request)
+            finally:
+                self._close_fds()
+
+    def release(self, artifacts_to: str = "") -> Released:
+        """Give the box back: kill what is left in it and return what it used.
+
+        The box's last process ends only when its child of ours is reaped; that may be later.
+
+        artifacts_to  the directory that copies of what the spec's `artifacts` match are put in, made if it is missing;
+                      relative globs start at the spec's working directory, else at ours
+        """
+        self.begin_release(artifacts_to)
+        assert self._releasing is not None
+        answer = self._warden.answer(self._releasing, m.Released)
+        return Released(answer.texts, answer.files_changed, answer.artifacts, answer.problems)
+
+    def _close_fds(self) -> None:
+        fds = (self.pidfd, *self.attach, *((self.timens,) if self.timens is not None else ()))
+        self.attach, self.timens, self.pidfd = (), None, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        # Removed under us.
+        return None
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -119,6 +119,7 @@ class Child:
     def report(self, report: pytest.TestReport) -> None:
         """Send the report of a phase, and what else the phase left."""
         self.due, self.last_report = None, report
+        self._print_now()
         passed = passed_to_data(report, self.keywords)
         if passed is not None:
             self.channel.send("passed", report=passed, **self._left_by_phase())
@@ -130,9 +131,15 @@ class Child:
     def log(self, report: Any) -> None:
         """Send a report that something logged besides the phases' (subtests, plugins)."""
         if report is not self.last_report:
+            self._print_now()
             self.channel.send("log", report=self._serialise(report))
             if self._lockstep_output:
                 self.await_go()
+
+    def _print_now(self) -> None:
+        """Empty our buffers before pytest goes on in the same terminal, file or pipe."""
+        if self._lockstep_output:
+            _flush()
 
     def await_go(self) -> None:
         """Wait until pytest has printed what it knows: its output and ours go to one terminal."""

@@ -138,6 +138,8 @@ def claim() -> tuple[str, Path]:
     tmp.chmod(0o1777)  # tests run programs as an ordinary user too
     tag = tmp.name
     os.environ[TAG] = tag
+    # pytest keeps its cache there instead of in the rootdir: inner runs would all share one.
+    os.environ.pop("TOX_ENV_DIR", None)
     os.environ["TMPDIR"] = str(tmp)
     tempfile.tempdir = None
     parent = os.environ.get(PARENT) or default_parent()

@@ -68,7 +68,8 @@ class Runs:
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester = pytester
         self._monkeypatch = monkeypatch
-        for name in ("COLUMNS", "PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
+        # PYTHONUNBUFFERED: what is printed in which order is harder to keep with buffers.
+        for name in ("COLUMNS", "PYTEST_ADDOPTS", "CI", "BUILD_NUMBER", "PYTHONUNBUFFERED"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("PYTHONHASHSEED", "0")
         for name, value in BARE.items():

@@ -42,6 +42,7 @@ SUITE = {
         def test_prints(noisy):
             print("to stdout")
             print("to stderr", file=sys.stderr)
+            sys.__stdout__.flush()
             os.system("echo of a child")
             log.info("info")
             log.error("error")

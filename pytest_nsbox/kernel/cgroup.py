@@ -29,7 +29,7 @@ class Mount:
     point        the mount point
     root         which group of the hierarchy is mounted there, as this cgroup namespace names it
     own          the group of this process in that hierarchy, ditto
-    controllers  v1: of the mount; v2: none (ask cgroup.controllers of the group)
+    controllers  v1: of the mount, or its "name=…" if it has none; v2: none (ask cgroup.controllers of the group)
     """
 
     __slots__ = ("controllers", "own", "point", "root", "version")
@@ -54,10 +54,7 @@ class Mount:
 
 
 def parse_mounts(mountinfo: str, cgroup: str) -> list[Mount]:
-    """Return the cgroup mounts in the text of /proc/self/mountinfo, given that of /proc/self/cgroup.
-
-    Named v1 hierarchies, which have no controller, are left out.
-    """
+    """Return the cgroup mounts in the text of /proc/self/mountinfo, given that of /proc/self/cgroup."""
     own: dict[str, str] = {}
     for line in cgroup.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -72,7 +69,9 @@ def parse_mounts(mountinfo: str, cgroup: str) -> list[Mount]:
         if kind == "cgroup2":
             mounts[point] = Mount(2, point, root, own.get("", "/"), frozenset())
         elif kind == "cgroup":
-            names = frozenset(o for o in options.split(",") if o not in _OPTIONS and "=" not in o)
+            names = frozenset(
+                o for o in options.split(",") if o not in _OPTIONS and ("=" not in o or o.startswith("name="))
+            )
             place = next((path for key, path in own.items() if key and names & set(key.split(","))), None)
             if names and place is not None:
                 mounts[point] = Mount(1, point, root, place, names)
@@ -121,9 +120,13 @@ def open_session(
         path = v2.own_path()
         own = None if path is None else cgroup_v2.own_group(path)
         base = v2.point.rstrip("/") if parts is not None or own is None else own
-        return cgroup_v2.SessionV2(name, cgroup_v2.Place(base, parts or (), own), needed, files)
-    if v1:
-        return cgroup_v1.SessionV1(name, v1, needed, files)
+        session: Session = cgroup_v2.SessionV2(name, cgroup_v2.Place(base, parts or (), own), needed, files)
+        session.beside = v1
+        return session
+    if _names(v1):
+        session = cgroup_v1.SessionV1(name, [h for h in v1 if not h.is_named()], needed, files)
+        session.beside = [h for h in v1 if h.is_named()] + _unified(v2, parts)
+        return session
     session = Session(name, files)
     if not mounts:
         session.problems[""] = "no cgroup file system is mounted; mount -t cgroup2 cgroup2 /sys/fs/cgroup"
@@ -180,7 +183,11 @@ def _hierarchies(mounts: list[Mount], parent: str | None) -> list[cgroup_v1.Hier
     parts = _parts(parent)
     for mount in mounts:
         # A hierarchy that is mounted twice is one hierarchy.
-        if mount.version != 1 or not _usable(mount, parent) or mount.controllers & _names(found):
+        if (
+            mount.version != 1
+            or not _usable(mount, parent)
+            or any(mount.controllers & other.controllers for other in found)
+        ):
             continue
         base = mount.point if parts is not None else mount.own_path() or mount.point
         view = mount.point.rpartition("/")[2]
@@ -188,8 +195,17 @@ def _hierarchies(mounts: list[Mount], parent: str | None) -> list[cgroup_v1.Hier
     return found
 
 
+def _unified(v2: Mount | None, parts: tuple[str, ...] | None) -> list[cgroup_v1.Hierarchy]:
+    """The v2 hierarchy beside v1 ones that hold all controllers that count."""
+    if v2 is None:
+        return []
+    base = v2.point if parts is not None else cgroup_v2.own_group(v2.own_path() or v2.point)
+    return [cgroup_v1.Hierarchy(frozenset(), "unified", base, parts or (), "cgroup.procs")]
+
+
 def _names(hierarchies: Iterable[cgroup_v1.Hierarchy]) -> frozenset[str]:
-    return frozenset().union(*(hierarchy.controllers for hierarchy in hierarchies))
+    found = frozenset[str]().union(*(hierarchy.controllers for hierarchy in hierarchies))
+    return frozenset(name for name in found if not name.startswith("name="))
 
 
 def _usable(mount: Mount, parent: str | None) -> bool:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_nsbox.kernel.cgroup_tree import FILES, PREFIX, Files, Group, remove_all
+from pytest_nsbox.kernel.cgroup_tree import DENIED, FILES, PREFIX, Files, Group, remove_all, remove_parents
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pytest_nsbox.kernel.cgroup_v1 import Hierarchy
     from pytest_nsbox.policy.limits import Write
 
 _FIXES = {
     "memory.memsw.limit_in_bytes": "swap is not accounted; boot with swapaccount=1",
     "memory.swap.max": "swap is not accounted; boot with swapaccount=1",
 }
+
+
+_SCREEN = "screen"
 
 
 class Node:
@@ -104,6 +108,8 @@ class Session:
     version      1 or 2: which writes a limit takes. 2 where no hierarchy can be used; then each limit is an error
     controllers  those whose limits and counters a box can have
     problems     {controller: why it cannot be used, and the fix}
+    beside       hierarchies that no limit needs
+    screens      see `open_screens`
     """
 
     version = 2
@@ -114,6 +120,31 @@ class Session:
         self.files = files
         self.controllers: frozenset[str] = frozenset()
         self.problems: dict[str, str] = {}
+        self.beside: list[Hierarchy] = []
+        self.screens: tuple[int, ...] = ()
+
+    def open_screens(self) -> None:
+        """Make a screen in each hierarchy that not every box has a group in: an empty group, which belongs to root.
+
+        `screens` are descriptors to write b"0" to, in the process that shall live in a box, before those of its node.
+        Otherwise the host's own group were the root of the box's cgroup namespace there: in a mount of its own the box
+        would see all groups of the host, and those that belong to ordinary users (systemd gives them some) it could
+        freeze and kill. Where we may not make groups there is no screen; any other failure raises KernelError.
+        """
+        for hierarchy in self.unjoined():
+            try:
+                group = hierarchy.join(self.name, self.files).child(_SCREEN)
+                group.make()
+            except KernelError as error:
+                if error.errno in DENIED:
+                    continue
+                raise
+            hierarchy.fill(group)
+            self.screens += (group.open(hierarchy.door, os.O_WRONLY),)
+
+    def unjoined(self) -> list[Hierarchy]:
+        """Return the hierarchies that not every box has a group in."""
+        return self.beside
 
     def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
         """Make the groups of one box, write its limits and return the node with its descriptors open.
@@ -129,6 +160,24 @@ class Session:
 
     def close(self) -> None:
         """Remove the session's groups with everything inside, and the parents that a session made, if empty."""
+        self.close_hierarchies(self.beside)
+
+    def close_hierarchies(self, hierarchies: Iterable[Hierarchy]) -> None:
+        """Do what `close` does, in v1 hierarchies, and close the screens."""
+        for fd in self.screens:
+            os.close(fd)
+        self.screens = ()
+        groups: list[Group] = []
+        parents: list[Group] = []
+        for hierarchy in hierarchies:
+            if hierarchy.group is not None:
+                groups.append(hierarchy.group)
+                parents += hierarchy.chain(self.files)
+                hierarchy.group = None
+        try:
+            remove_all(groups)
+        finally:
+            remove_parents(parents)
 
     def require(self, controller: str) -> None:
         """Raise BoxFailed, with the reason and the fix, if `controller` cannot be used."""

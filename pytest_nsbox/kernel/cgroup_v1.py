@@ -19,7 +19,6 @@ from pytest_nsbox.kernel.cgroup_tree import (
     Group,
     chain_of,
     make_parents,
-    remove_all,
     remove_parents,
     remove_quietly,
 )
@@ -50,19 +49,63 @@ class Hierarchy:
     view     the name of its mount point
     base     the parent of sessions: the own group of this process, or the mount's root
     parents  names of groups below `base` that are made if they are missing (the cgroup parent that the user named)
+    door     the file through which a process goes into a group
     """
 
-    __slots__ = ("base", "controllers", "group", "parents", "view")
+    __slots__ = ("base", "controllers", "door", "group", "parents", "view")
 
-    def __init__(self, controllers: frozenset[str], view: str, base: str, parents: tuple[str, ...]) -> None:
+    def __init__(
+        self, controllers: frozenset[str], view: str, base: str, parents: tuple[str, ...], door: str = "tasks"
+    ) -> None:
         self.controllers = controllers
         self.view = view
         self.base = base
         self.parents = parents
+        self.door = door
         self.group: Group | None = None
+
+    def is_named(self) -> bool:
+        """Say if it has a name instead of controllers."""
+        return any(name.startswith("name=") for name in self.controllers)
 
     def chain(self, files: Files) -> list[Group]:
         return chain_of(Group(self.base, files), self.parents)
+
+    def join(self, name: str, files: Files) -> Group:
+        """Return the session's group `name`, made at the first call."""
+        if self.group is not None:
+            return self.group
+        chain = self.chain(files)
+        parent = chain[-1] if chain else Group(self.base, files)
+        group = parent.child(name)
+        made: list[Group] = []
+        for attempts_left in reversed(range(MAKE_ATTEMPTS)):
+            try:
+                make_parents(chain)
+                for above in chain:
+                    self.fill(above)
+                group.make()
+                made.append(group)
+                self.fill(group)
+                _count_nested_groups(self, group)
+                break
+            except KernelError as error:
+                # Another session was the last in this parent and removed it under us.
+                if error.errno == errno.ENOENT and attempts_left:
+                    continue
+                remove_quietly(made)
+                remove_parents(chain)
+                raise
+        self.group = group
+        return group
+
+    def fill(self, group: Group) -> None:
+        """Give a new cpuset what its parent has: without a CPU and a memory node nobody can enter it."""
+        if "cpuset" in self.controllers:
+            parent = Group(group.path.rpartition("/")[0], group.files)
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if not (group.read(file) or "").strip():
+                    group.write(file, (parent.read(file) or "").strip())
 
 
 class SessionV1(Session):
@@ -91,7 +134,7 @@ class SessionV1(Session):
         for controller in asked:
             self.require(controller)
         joined = [h for h in self._hierarchies if h in self._always or h.controllers & asked]
-        groups = [(h, self._join(h).child(box)) for h in joined]
+        groups = [(h, h.join(self.name, self.files).child(box)) for h in joined]
         by_controller = {controller: group for h, group in groups for controller in h.controllers}
         counters = [(i, file) for i, h in enumerate(joined) for c in h.controllers for file in COUNTERS.get(c, ())]
         made: list[Group] = []
@@ -100,7 +143,7 @@ class SessionV1(Session):
             for hierarchy, group in groups:
                 group.make()
                 made.append(group)
-                _fill_cpuset(hierarchy, group)
+                hierarchy.fill(group)
             for write in writes:
                 write_limit(by_controller[write.controller], write)
             if owner is not None:
@@ -114,49 +157,14 @@ class SessionV1(Session):
         return node
 
     def close(self) -> None:
-        groups: list[Group] = []
-        parents: list[Group] = []
-        for hierarchy in self._hierarchies:
-            if hierarchy.group is not None:
-                groups.append(hierarchy.group)
-                parents += hierarchy.chain(self.files)
-                hierarchy.group = None
-        try:
-            remove_all(groups)
-        finally:
-            remove_parents(parents)
+        self.close_hierarchies([*self._hierarchies, *self.beside])
 
-    def _join(self, hierarchy: Hierarchy) -> Group:
-        """Return the session's group in `hierarchy`, made at the first call."""
-        if hierarchy.group is not None:
-            return hierarchy.group
-        chain = hierarchy.chain(self.files)
-        parent = chain[-1] if chain else Group(hierarchy.base, self.files)
-        group = parent.child(self.name)
-        made: list[Group] = []
-        for attempts_left in reversed(range(MAKE_ATTEMPTS)):
-            try:
-                make_parents(chain)
-                for above in chain:
-                    _fill_cpuset(hierarchy, above)
-                group.make()
-                made.append(group)
-                _fill_cpuset(hierarchy, group)
-                _count_nested_groups(hierarchy, group)
-                break
-            except KernelError as error:
-                # Another session was the last in this parent and removed it under us.
-                if error.errno == errno.ENOENT and attempts_left:
-                    continue
-                remove_quietly(made)
-                remove_parents(chain)
-                raise
-        hierarchy.group = group
-        return group
+    def unjoined(self) -> list[Hierarchy]:
+        return [*(h for h in self._hierarchies if h not in self._always), *self.beside]
 
     def _join_or_drop(self, hierarchy: Hierarchy) -> None:
         try:
-            self._join(hierarchy)
+            hierarchy.join(self.name, self.files)
         except KernelError as error:
             if error.errno not in DENIED:
                 raise
@@ -168,15 +176,6 @@ class SessionV1(Session):
                     if error.errno == errno.EROFS
                     else f"{error}; run as root, or name a group that this user owns: --sandbox-cgroup-parent"
                 )
-
-
-def _fill_cpuset(hierarchy: Hierarchy, group: Group) -> None:
-    """Give a new cpuset what its parent has: without a CPU and a memory node nobody can enter it."""
-    if "cpuset" in hierarchy.controllers:
-        parent = Group(group.path.rpartition("/")[0], group.files)
-        for file in ("cpuset.cpus", "cpuset.mems"):
-            if not (group.read(file) or "").strip():
-                group.write(file, (parent.read(file) or "").strip())
 
 
 def _count_nested_groups(hierarchy: Hierarchy, group: Group) -> None:

@@ -146,8 +146,11 @@ class SessionV2(Session):
             try:
                 remove_parents(self._chain)
             finally:
-                if self._own is not None:
-                    _restore(self._own)
+                try:
+                    if self._own is not None:
+                        _restore(self._own)
+                finally:
+                    super().close()
 
     def _open(self) -> None:
         parent = self._chain[-1] if self._chain else self._base

@@ -79,6 +79,8 @@ class Warden:
         self._dropped: set[int] = set()
         self._configured = False
         self.gone = False  # killed, or it failed; every call fails from then on
+        # Descriptors to write b"0" to in every child, before those of its box: kernel.cgroup_node.Session.open_screens.
+        self.screens: tuple[int, ...] = ()
         self._own_pid_namespace = namespaces.open_namespace("self", "pid")
 
     @classmethod
@@ -226,6 +228,8 @@ class Warden:
                 message, fds = self._channel.receive()
             except m.ProtocolError as error:
                 self._died(str(error))
+            if isinstance(message, m.Made) and message.screens:
+                self.screens, fds = fds[-message.screens :], fds[: -message.screens]
             if message.number in self._dropped:  # type: ignore[union-attr]  # answers have numbers
                 self._dropped.discard(message.number)  # type: ignore[union-attr]
                 self._drop(message, fds)  # type: ignore[arg-type]
@@ -267,6 +271,9 @@ class Warden:
             for fd in fds:
                 os.close(fd)
         self._answers.clear()
+        for fd in self.screens:
+            os.close(fd)
+        self.screens = ()
         if self._own_pid_namespace >= 0:
             os.close(self._own_pid_namespace)
             self._own_pid_namespace = -1

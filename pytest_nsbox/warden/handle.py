@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.record import record
@@ -72,6 +74,7 @@ class Box:
         the box's "/".
         """
         self._cwd = _working_directory()
+        self._go_behind_screens()
         for fd in self.attach:
             try:
                 os.write(fd, b"0")
@@ -91,6 +94,20 @@ class Box:
             process.set_dumpable(dumpable=True)
         self._close_fds()
         self._warden.close_in_child()
+
+    def _go_behind_screens(self) -> None:
+        screens = self._warden.screens
+        # Before Linux 6.2 a cpuset, whatever is in it, makes an end of the CPUs that the user chose (taskset).
+        cpus = os.sched_getaffinity(0) if screens and self.spec.cpuset is None else None
+        for fd in screens:
+            try:
+                os.write(fd, b"0")
+            except OSError as error:
+                # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2.
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise KernelError("attach", "the session's cgroups", error.errno or 0) from None
+        if cpus is not None and os.sched_getaffinity(0) != cpus:
+            os.sched_setaffinity(0, cpus)
 
     def apply_limits(self) -> None:
         """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""

@@ -116,7 +116,8 @@ class Close:
 @record
 class Made:
     """A box is ready. The descriptors: its init's pidfd, then those to attach to its cgroups with, then its time
-    namespace if `clock`.
+    namespace if `clock`, then `screens` of all boxes of the session (`cgroup_node.Session.open_screens`; with the first
+    box only).
 
     namespaces  flags for setns
     bound       host paths (sockets, shared paths) that were bound when it was made, each with device and inode
@@ -130,6 +131,7 @@ class Made:
     clock: bool
     bound: Mapping[str, Sequence[int]]
     sockets: bool
+    screens: int
     fds: int
 
 

@@ -190,7 +190,8 @@ class Server:
             return
         self.boxes[box.name] = box
         self._watch(box.pidfd, lambda: self._reap(box))
-        fds = (box.pidfd, *box.node.attach, *((box.clock,) if box.clock >= 0 else ()))
+        screens = self.session.take_screens()
+        fds = (box.pidfd, *box.node.attach, *((box.clock,) if box.clock >= 0 else ()), *screens)
         made = m.Made(
             request.number,
             box.name,
@@ -199,6 +200,7 @@ class Server:
             box.clock >= 0,
             box.tree.bound,
             box.tree.plan.sockets,
+            len(screens),
             len(fds),
         )
         self.channel.send(made, fds)

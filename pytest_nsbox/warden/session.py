@@ -56,6 +56,7 @@ class Session:
         self._lock = -1
         self._capabilities = process.Capabilities()
         self._trees = 0
+        self._screens_told = False
         # Trees that were used and left unchanged, the last one last.
         self._ready: list[Tree] = []
 
@@ -83,6 +84,7 @@ class Session:
         # Now nothing below comes along when a volume is the whole temporary directory.
         self.doors.make_unbindable(".")
         self.cgroups = cgroup.open_session(self.cgroup_parent, self.name, files=self.doors.cgroup_files)
+        self.cgroups.open_screens()
 
     def _mount_layers(self) -> None:
         """Make mounts of the parts of our directory that other mounts are made from; those cannot be unbindable."""
@@ -136,6 +138,13 @@ class Session:
         uid = SHIFTED_ROOT if shifted else 0
         self.doors.set_fs_ids(uid, uid)
         self._capabilities.restore()
+
+    def take_screens(self) -> tuple[int, ...]:
+        """Return the session's screens (`kernel.cgroup_node`), at the first call only."""
+        if self.cgroups is None or self._screens_told:
+            return ()
+        self._screens_told = True
+        return self.cgroups.screens
 
     def take_tree(self, plan: Plan, late: Late) -> Tree:
         """Return a tree of `plan` with the host paths `late` for one box."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,7 +12,7 @@ from pytest_nsbox.kernel import cgroup
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes
 from pytest_nsbox.policy.spec import Spec
-from tests.kernel.cgroups import FailingFiles, groups_below, parent
+from tests.kernel.cgroups import FailingFiles, groups_below, opened, parent
 
 pytestmark = pytest.mark.needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
 
@@ -23,6 +24,7 @@ def life_of_a_box(files: FailingFiles) -> None:
     """From the first to the last call of a session; on an error the callers' clean-up goes on, as the warden's does."""
     session = cgroup.open_session(BELOW, "unit", frozenset({"cpu"}), files)
     try:
+        session.open_screens()
         node = session.make("box", cgroup_writes(SPEC, session.version), 65534)
         try:
             node.read()
@@ -36,6 +38,14 @@ def number_of_calls() -> int:
     files = FailingFiles()
     life_of_a_box(files)
     return len(files.calls)
+
+
+@pytest.fixture(autouse=True)
+def parents_stay() -> Iterator[None]:
+    """Other runs make and remove the groups above ours, which would change the number of calls."""
+    with opened("holder", needed=frozenset({"cpu"})) as session:
+        session.open_screens()
+        yield
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=errno.errorcode.get)

@@ -33,7 +33,8 @@ def test_each_hierarchy_is_found_with_its_controllers_and_the_own_group():
     assert mounts["/sys/fs/cgroup/memory"].own_path() == "/sys/fs/cgroup/memory/user/1"
     assert mounts["/sys/fs/cgroup/cpu,cpuacct"].own_path() == "/sys/fs/cgroup/cpu,cpuacct"
     assert mounts["/sys/fs/cgroup/unified"].version == 2
-    assert len(mounts) == 3
+    assert mounts["/sys/fs/cgroup/systemd"].controllers == {"name=systemd"}
+    assert len(mounts) == 4
 
 
 def test_a_mount_of_a_part_of_the_hierarchy_is_taken_into_account():

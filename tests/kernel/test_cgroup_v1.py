@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_nsbox.kernel import cgroup
 from pytest_nsbox.kernel.cgroup_node import Session
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.spec import Spec
@@ -51,6 +52,17 @@ def test_a_box_joins_the_counting_hierarchies_and_those_of_its_limits(session):
         assert views(node).keys() == {"cpu", "cpuacct", "memory", "pids"}
         assert len(node.attach) == 4
         assert node.open_directory() is None
+
+
+def test_a_screen_stands_in_each_hierarchy_that_boxes_need_not_join(session):
+    session.open_screens()
+    paths = [Path(os.readlink(f"/proc/self/fd/{fd}")) for fd in session.screens]
+    joined = {mount.point for mount in cgroup.find_mounts() if mount.controllers & {"cpuacct", "memory", "pids"}}
+    stand = {mount.point for mount in cgroup.find_mounts() if any(mount.point in map(str, p.parents) for p in paths)}
+    assert stand == {mount.point for mount in cgroup.find_mounts()} - joined
+    # Not the session's own group, in which boxes with a limit of that controller live.
+    assert {path.parent.name for path in paths} == {"screen"}
+    assert {path.parent.stat().st_uid for path in paths} == {0}
 
 
 def test_the_attach_descriptors_are_the_tasks_files(session):

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from pytest_nsbox.kernel.cgroup import find_mounts
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.mounts import Tmpfs, Volume
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
 from tests.capabilities import cgroup_version
-from tests.warden.boxes import run, run_for_usage, run_in, started, status_field
+from tests.warden.boxes import collect, fork_into, run, run_for_usage, run_in, started, status_field
 
 pytestmark = pytest.mark.keeps_running("boxes of the module's warden")
 
@@ -42,6 +43,31 @@ def test_every_kind_of_namespace_is_the_boxs_own(warden: Warden) -> None:
 
     inside, outside = run(warden, look, net="none"), look()
     assert [kind for kind in kinds if inside[kind] == outside[kind]] == []
+
+
+def test_in_no_hierarchy_is_a_box_in_a_group_of_the_hosts(warden: Warden) -> None:
+    def of(pid: int | str) -> dict[str, str]:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        return {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+
+    def look() -> None:
+        ready[1].send(b"in")
+        ready[1].recv(1)
+
+    box = warden.acquire(Spec())
+    ready = socket.socketpair()
+    with ready[0], ready[1]:
+        pid, result = fork_into(box, look)
+        assert ready[0].recv(2) == b"in"
+        found = of(pid)
+        ready[0].send(b"x")
+        collect(pid, result)
+        box.release()
+    mounted = {name for mount in find_mounts() for name in mount.controllers or [""]}
+    assert mounted
+    for names, path in found.items():
+        if mounted & set(names.split(",")):
+            assert path.endswith((f"/{box.name}", "/screen")), (names, path)
 
 
 def test_orphans_are_reaped(warden: Warden) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_nsbox.kernel.cgroup import find_mounts
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
@@ -41,7 +42,7 @@ def session_directories() -> list[str]:
 
 def session_cgroups() -> list[Path]:
     parent = os.environ["PYTEST_NSBOX_CGROUP_PARENT"].strip("/")
-    return [path for top in Path("/sys/fs/cgroup").iterdir() for path in (top / parent).glob("nsbox-*")]
+    return [path for mount in find_mounts() for path in Path(mount.point, parent).glob("nsbox-*")]
 
 
 CLIENT = """

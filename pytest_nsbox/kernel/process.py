@@ -136,6 +136,20 @@ def leave_session_keyring() -> None:
             raise
 
 
+def has_terminal_to_type_into() -> bool:
+    """Say if we have a controlling terminal that the kernel lets us put input into (TIOCSTI, ioctl_tty(2))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    try:
+        with open("/proc/sys/dev/tty/legacy_tiocsti", encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        # Before Linux 6.2.
+        return True
+
+
 def close_all_but(keep: tuple[int, ...]) -> None:
     """Close every descriptor but `keep`."""
     first = 0

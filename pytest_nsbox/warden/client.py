@@ -18,7 +18,7 @@ import _socket
 import sys
 from contextlib import suppress
 
-from pytest_nsbox.kernel import namespaces
+from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import keyword_record
@@ -29,6 +29,7 @@ from pytest_nsbox.warden.late import find_late
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn, TypeVar
 
     from pytest_nsbox.policy.spec import Spec
@@ -81,6 +82,12 @@ class Warden:
         self.gone = False  # killed, or it failed; every call fails from then on
         # Descriptors to write b"0" to in every child, before those of its box: kernel.cgroup_node.Session.open_screens.
         self.screens: tuple[int, ...] = ()
+        # What a child calls to be kept from typing into our terminal, if there is one.
+        self.refuse_typing: Callable[[], None] | None = None
+        if process.has_terminal_to_type_into():
+            from pytest_nsbox.kernel import seccomp
+
+            self.refuse_typing = seccomp.refuse_typing
         self._own_pid_namespace = namespaces.open_namespace("self", "pid")
 
     @classmethod

@@ -92,6 +92,8 @@ class Box:
             process.become(0, 0)
             # Taken away by the change of ids; without it the test could not read its own /proc/self.
             process.set_dumpable(dumpable=True)
+        if self._warden.refuse_typing is not None:
+            self._warden.refuse_typing()
         self._close_fds()
         self._warden.close_in_child()
 

@@ -105,6 +105,11 @@ class Run:
 
             self._notes += doctor.settle(resolved.specs, self._settings)
         self._wanted = any(spec is not None for spec in resolved.specs.values())
+        shows_limits = any(spec is not None and spec.proc == "limits" for spec in resolved.specs.values())
+        if shows_limits and not self._is_worker and not session.config.option.collectonly:
+            from pytest_nsbox import sysinfo
+
+            self._notes += sysinfo.notes()
 
     # --- the run
 

@@ -2,7 +2,8 @@
 
 A test says `@pytest.mark.needs("overlay", "cgroup:memory")`, or calls `require("overlay")` in its body. A missing
 capability skips the test and says why; with NSBOX_REQUIRE_ALL=1, as in CI, it fails the test instead, so that a
-machine which lost a capability cannot turn the suite green.
+machine which lost a capability cannot turn the suite green. Large programs (`runtime:java`) take minutes to install:
+they must be there only with NSBOX_RUNTIMES=1, as in `tox -e runtimes`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,7 @@ def missing(name: str) -> str | None:
     """Why the capability `name` cannot be used here, or None. `cgroup:NAME` asks for a writable v1 or v2 controller."""
     if name.startswith("cgroup:"):
         return _controller(name.partition(":")[2])
-    if name.startswith("program:"):
+    if name.startswith(("program:", "runtime:")):
         program = name.partition(":")[2]
         return None if shutil.which(program) else f"no program {program} on PATH"
     return PROBES[name]()
@@ -42,6 +44,7 @@ def require(*names: str) -> None:
         if why is None:
             continue
         excused = os.environ.get("NSBOX_VM") == "1" and name in VM_LACKS
+        excused |= name.startswith("runtime:") and os.environ.get("NSBOX_RUNTIMES") != "1"
         if os.environ.get("NSBOX_REQUIRE_ALL") == "1" and not excused:
             pytest.fail(f"needs {name}, which must be here (NSBOX_REQUIRE_ALL=1): {why}", pytrace=False)
         pytest.skip(f"needs {name}: {why}")
@@ -142,6 +145,18 @@ def _ordinary_user() -> str | None:
     return _root() or _succeeds("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true")
 
 
+@functools.cache
+def _seccomp_listener() -> str | None:
+    script = "import os, sys; from pytest_nsbox.kernel import listener; listener.listen()"
+    return _succeeds(sys.executable, "-c", script) if _root() is None else _root()
+
+
+def _narrow_calls() -> str | None:
+    if os.uname().machine != "x86_64":
+        return "the test speaks the machine language of x86"
+    return None if Path("/proc/sys/abi/vsyscall32").exists() else "the kernel has no CONFIG_IA32_EMULATION"
+
+
 PROBES: dict[str, Probe] = {
     "root": _root,
     "ordinary user": _ordinary_user,
@@ -151,4 +166,6 @@ PROBES: dict[str, Probe] = {
     "shifted tmpfs": _shifted_tmpfs,
     "debian archive": _debian_archive,
     "vm kernel": _vm_kernel,
+    "seccomp listener": _seccomp_listener,
+    "32-bit system calls": _narrow_calls,
 }

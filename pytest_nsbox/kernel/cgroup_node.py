@@ -56,7 +56,7 @@ class Node:
 
     def open_directory(self) -> int | None:
         """Return a new descriptor of a v2 group's directory, for clone3(CLONE_INTO_CGROUP); None on v1."""
-        if [view for view, _ in self.views] != [""]:
+        if not self.is_unified():
             return None
         return self._groups[0].open("", os.O_RDONLY | os.O_DIRECTORY)
 
@@ -75,6 +75,29 @@ class Node:
                 text = _sum_lines([text, *(nested.read(file) or "" for child in below for nested in child.walk())])
             texts[file] = text
         return texts
+
+    def open_counter(self, file: str) -> int | None:
+        """Open `file` of whichever group has it, for reading again and again; None if none has."""
+        for group in self._groups:
+            try:
+                return group.open(file, os.O_RDONLY)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        return None
+
+    def threads(self) -> list[int]:
+        """Return every thread in the box's groups, as this process numbers them."""
+        found: set[int] = set()
+        for group in self._groups[-1:]:
+            for nested in group.walk():
+                text = nested.read("cgroup.threads" if self.is_unified() else "tasks")
+                found.update(map(int, (text or "").split()))
+        return sorted(found)
+
+    def is_unified(self) -> bool:
+        """Say if this is one group of v2."""
+        return [view for view, _ in self.views] == [""]
 
     def pids(self) -> list[int]:
         """Return every process in the box's groups, as this process numbers them."""
@@ -146,8 +169,10 @@ class Session:
         """Return the hierarchies that not every box has a group in."""
         return self.beside
 
-    def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
+    def make(self, box: str, writes: Sequence[Write], owner: int | None, counted: frozenset[str] = frozenset()) -> Node:
         """Make the groups of one box, write its limits and return the node with its descriptors open.
+
+        What controllers in `counted` count is wanted besides, where they can be used.
 
         `owner` (host user and group id) becomes the owner of the directory, so that the box can make groups of its own,
         but of no limit. Raises BoxFailed if the controller of a limit cannot be used, else KernelError; then nothing
@@ -155,7 +180,7 @@ class Session:
         """
         for write in writes:
             self.require(write.controller)
-        del owner
+        del owner, counted
         return Node(box, (), [], frozenset())
 
     def close(self) -> None:

@@ -129,10 +129,11 @@ class SessionV1(Session):
             self.close()
             raise
 
-    def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
+    def make(self, box: str, writes: Sequence[Write], owner: int | None, counted: frozenset[str] = frozenset()) -> Node:
         asked = {write.controller for write in writes}
         for controller in asked:
             self.require(controller)
+        asked |= counted & self.controllers
         joined = [h for h in self._hierarchies if h in self._always or h.controllers & asked]
         groups = [(h, h.join(self.name, self.files).child(box)) for h in joined]
         by_controller = {controller: group for h, group in groups for controller in h.controllers}

@@ -110,14 +110,15 @@ class SessionV2(Session):
             self.problems[""] = f"{error}; run as root, or in a delegated group: {_DELEGATE}"
             self.controllers = frozenset()
 
-    def make(self, box: str, writes: Sequence[Write], owner: int | None) -> Node:
+    def make(self, box: str, writes: Sequence[Write], owner: int | None, counted: frozenset[str] = frozenset()) -> Node:
         asked = frozenset(write.controller for write in writes)
         for controller in asked:
             self.require(controller)
         if self._group is None:
             return Node(box, (), [], frozenset())
-        if not asked <= self._enabled:
-            self._enable(asked - self._enabled)
+        wanted = asked | (counted & self.controllers)
+        if not wanted <= self._enabled:
+            self._enable(wanted - self._enabled)
             for controller in asked:
                 self.require(controller)
         group = KillGroup(f"{self._group.path}/{box}", self.files)

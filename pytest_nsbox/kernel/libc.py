@@ -75,6 +75,10 @@ class Buffer:
         """Return the native int at `offset`."""
         return int.from_bytes(self._memory[offset : offset + 4], sys.byteorder, signed=True)
 
+    def content(self) -> bytes:
+        """Return what is there now."""
+        return bytes(self._memory[: self.size])
+
 
 def keep_for_ever(value: object) -> None:
     """Leak a reference: `value` is never finalised, not even when the interpreter ends (for pytest's side)."""

@@ -195,10 +195,10 @@ class LoopbackUp:
 
 @record
 class SetClocks:
-    """Offsets of the box's clocks, in seconds."""
+    """Offsets of the box's clocks, in seconds; boottime None: it was zero when the box began."""
 
     monotonic: float
-    boottime: float
+    boottime: float | None
 
 
 TreeOp: TypeAlias = (
@@ -218,6 +218,8 @@ class Plan:
     privileged  whether root in the box is ours, with all rights
     sockets   whether the host's unix sockets can be reached
     reusable  whether a tree that was left unchanged can serve another box
+    live      whether /proc and sysinfo(2) speak of the box's limits, see warden/view.py
+    counted   cgroup controllers whose counts are wanted, without a limit
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
     """
 
@@ -230,6 +232,8 @@ class Plan:
     sockets: bool = True
     reusable: bool = True
     user: tuple[int, int] | None = None
+    live: bool = False
+    counted: frozenset[str] = frozenset()
 
 
 def make_plan(spec: Spec, host: HostFacts) -> Plan:
@@ -261,11 +265,14 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
         tree.append(MakeDirectory(LOWER.rpartition("/")[2], 0o700))
         again = [ShowAgain(target, f"{LOWER}/{number}") for number, target in enumerate(overlays)]
         tree += again
+    live = spec.proc == "limits"
+    if live:
+        tree += _unchanged(own_net=own_net, made=bool(again))
     if spec.readonly:
         tree += [SetReadonly(target) for target in (*overlays, *(op.place for op in again))]
     return Plan(
         tuple(tree),
-        tuple(_init(spec, own_net=own_net)),
+        tuple(_init(spec, host, own_net=own_net)),
         _namespaces(spec, host, own_net=own_net),
         spec.disk,
         shifted=host.mode == "shifted" and not spec.privileged,
@@ -273,7 +280,19 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
         sockets=not own_net,
         reusable=spec.disk is None and not spec.tmpfs and not spec.privileged,
         user=(user.uid, user.gid) if user is not None and user.uid != 0 else None,
+        live=live,
+        counted=frozenset({"blkio", "io"}) if live else frozenset(),
     )
+
+
+def _unchanged(*, own_net: bool, made: bool) -> list[TreeOp]:
+    """Places where proc and sysfs are seen once more, with nothing bound over their files: else the kernel would not
+    let a box in this box have a new proc or sysfs.
+    """
+    name = LOWER.rpartition("/")[2]
+    ops: list[TreeOp] = [] if made else [MakeDirectory(name, 0o700)]
+    ops += [MakeDirectory(f"{name}/proc", 0o700), MakeDirectory(f"{name}/sys", 0o700)]
+    return ops if own_net else [*ops, ShowAgain("/sys", f"{LOWER}/sys")]
 
 
 def _devices(host: HostFacts) -> list[TreeOp]:
@@ -284,22 +303,25 @@ def _devices(host: HostFacts) -> list[TreeOp]:
     return made
 
 
-def _init(spec: Spec, *, own_net: bool) -> list[InitOp]:
+def _init(spec: Spec, host: HostFacts, *, own_net: bool) -> list[InitOp]:
     ops: list[InitOp] = []
     if own_net:
         ops.append(LoopbackUp())
     if spec.hostname is not None:
         ops.append(SetHostname(spec.hostname))
     clocks = dict(spec.clock)
-    if clocks:
-        ops.append(SetClocks(clocks.get("monotonic", 0.0), clocks.get("boottime", 0.0)))
+    own_uptime = spec.proc == "limits" and host.time_ns
+    if clocks or own_uptime:
+        # With the uptime of /proc, start times of processes must be the box's own too.
+        ops.append(SetClocks(clocks.get("monotonic", 0.0), clocks.get("boottime", None if own_uptime else 0.0)))
     ops.append(MountOwn("proc", "/proc"))
     # Group 5 is tty wherever it has a fixed number; the slave's owner is who opened it, grantpt(3).
     ops.append(MountOwn("devpts", "/dev/pts", (("mode", "620"), ("gid", "5"), ("ptmxmode", "666"))))
     ops.append(MountOwn("mqueue", "/dev/mqueue"))
     if own_net:
         ops.append(MountOwn("sysfs", "/sys", readonly=True))
-    ops.append(ShowCgroups())
+    if spec.cgroup_view:
+        ops.append(ShowCgroups())
     return ops
 
 
@@ -309,7 +331,7 @@ def _namespaces(spec: Spec, host: HostFacts, *, own_net: bool) -> tuple[str, ...
         kinds.insert(0, "user")
     if own_net:
         kinds.append("net")
-    if host.time_ns and not spec.clock:
+    if host.time_ns and not spec.clock and spec.proc == "host":
         # With offsets the init makes one of its own: they can only be set while it is empty.
         kinds.append("time")
     return tuple(kinds)

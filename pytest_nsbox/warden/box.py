@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.warden.session import Session
     from pytest_nsbox.warden.tree import Tree
+    from pytest_nsbox.warden.view import View
 
 _FLAGS = {name: flag for flag, name in namespaces.FILES.items()}
 
@@ -29,7 +30,7 @@ _FLAGS = {name: flag for flag, name in namespaces.FILES.items()}
 class Box:
     """A box that exists. `pidfd` is its init's; `control` the line that holds the init (it ends when we hang up)."""
 
-    __slots__ = ("clock", "control", "name", "namespaces", "node", "pid", "pidfd", "reaped", "released", "tree")
+    __slots__ = ("clock", "control", "name", "namespaces", "node", "pid", "pidfd", "reaped", "released", "tree", "view")
 
     def __init__(self, name: str, plan: Plan, node: Node, tree: Tree) -> None:
         self.name = name
@@ -40,6 +41,8 @@ class Box:
         self.control = -1
         # A time namespace with offsets, which a process cannot enter through the pidfd.
         self.clock = -1
+        # What it sees of its limits, with proc="limits".
+        self.view: View | None = None
         self.namespaces = 0
         for kind in plan.namespaces:
             self.namespaces |= _FLAGS[kind]
@@ -77,12 +80,16 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
         cgroups = session.cgroups
         if cgroups is None:
             raise BoxFailed("the session is not open")
-        node = cgroups.make(name, cgroup_writes(spec, cgroups.version), SHIFTED_ROOT if plan.shifted else None)
+        owner = SHIFTED_ROOT if plan.shifted else None
+        node = cgroups.make(name, cgroup_writes(spec, cgroups.version), owner, plan.counted)
         undo.add(node.remove)
         session.make_view_points(node.views)
         tree = session.take_tree(plan, find_late(shared, sockets=plan.sockets))
         undo.add(tree.remove)
         box = Box(name, plan, node, tree)
+        if plan.live:
+            box.view = session.open_views().make(name, spec, plan, node)
+            undo.add(box.view.close)
         _clone(session, box, undo)
         if box.namespaces & namespaces.NEWUSER:
             session.doors.write_maps(box.pid, *session.maps)
@@ -105,13 +112,19 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
         try:
             pid, pidfd = session.doors.clone3(box.namespaces)
             if pid == 0:
-                init.run(session.doors, plan, theirs.fileno(), box.tree.place, box.node.views)
+                init.run(session.doors, plan, theirs.fileno(), box.tree.place, _shown(box))
             box.pid, box.pidfd = pid, pidfd
             undo.add(lambda: end(box))
         finally:
             session.act_as(shifted=False)
     finally:
         theirs.close()
+
+
+def _shown(box: Box) -> init.Shown:
+    if box.view is None:
+        return init.Shown(box.node.views)
+    return init.Shown(box.node.views, tuple(box.view.files), box.view.began)
 
 
 def finish_box(session: Session, box: Box, undo: Undo) -> None:

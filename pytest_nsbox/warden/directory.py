@@ -20,7 +20,7 @@ LAYERS = "scratch/layers"
 # Owner of the directory: an id that no box can name, so that no box's root may look into it through its view of the
 # host.
 _NOBODY = 4_294_900_001
-_NAMES = ("scratch", "host", "plain", "volumes", "base", "root")
+_NAMES = ("scratch", "host", "plain", "volumes", "base", "views", "root")
 # What tests and boxes leave behind lies only below these.
 _CONTENT = ("scratch", "volumes")
 # What a lock file says.

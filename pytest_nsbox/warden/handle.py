@@ -46,6 +46,12 @@ class Box:
         self.spec = spec
         self.init_pid = made.pid
         self.pidfd = fds[0]
+        self._cpus = tuple(made.cpus)
+        self._line = fds[-1] if self._cpus else -1
+        if self._cpus:
+            fds = fds[:-1]
+            # Before the fork: in the child the imports would be the box's.
+            from pytest_nsbox.warden import viewed  # noqa: F401
         self.timens = fds[-1] if made.clock else None
         self.attach = fds[1:-1] if made.clock else fds[1:]
         self._namespaces = made.namespaces
@@ -94,6 +100,11 @@ class Box:
             process.set_dumpable(dumpable=True)
         if self._warden.refuse_typing is not None:
             self._warden.refuse_typing()
+        if self._cpus:
+            from pytest_nsbox.warden import viewed
+
+            line, self._line = self._line, -1
+            viewed.settle(self._cpus, line)
         self._close_fds()
         self._warden.close_in_child()
 
@@ -176,8 +187,8 @@ class Box:
         return Released(answer.texts, answer.files_changed, answer.artifacts, answer.problems)
 
     def _close_fds(self) -> None:
-        fds = (self.pidfd, *self.attach, *((self.timens,) if self.timens is not None else ()))
-        self.attach, self.timens, self.pidfd = (), None, -1
+        fds = (self.pidfd, self._line, *self.attach, *((self.timens,) if self.timens is not None else ()))
+        self.attach, self.timens, self.pidfd, self._line = (), None, -1, -1
         for fd in fds:
             if fd >= 0:
                 os.close(fd)

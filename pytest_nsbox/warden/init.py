@@ -16,7 +16,8 @@ from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.kernel.namespaces import NEWTIME
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
-from pytest_nsbox.policy.plan import LoopbackUp, MountOwn, SetClocks, SetHostname
+from pytest_nsbox.policy.plan import LOWER, LoopbackUp, MountOwn, SetClocks, SetHostname, ShowCgroups
+from pytest_nsbox.policy.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,15 +33,28 @@ READY = b"r"
 _CGROUPS = "/sys/fs/cgroup"
 
 
-def run(doors: Doors, plan: Plan, control: int, place: str, views: Views) -> NoReturn:
+@record
+class Shown:
+    """What is this box's alone, and not its plan's.
+
+    cgroups  (name, path) of its own cgroups, to be shown below /sys/fs/cgroup
+    files    (path, place) of what is bound over files of /proc and /sys
+    began    when it began, by CLOCK_BOOTTIME
+    """
+
+    cgroups: Views
+    files: Views = ()
+    began: float = 0.0
+
+
+def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoReturn:
     """Be the init until the other end of `control` is closed or somebody kills us.
 
     place  the tree that becomes our root, relative to our working directory
-    views  (name, path) of the box's own cgroups, to be shown below /sys/fs/cgroup
     """
     try:
         try:
-            _prepare(doors, plan, control, place, views)
+            _prepare(doors, plan, control, place, shown)
             report = READY
         except KernelError as error:
             report = marshal.dumps((error.call, error.target[:1000], error.errno))
@@ -60,7 +74,7 @@ def failure(report: bytes) -> KernelError | BoxFailed:
     return KernelError(call, target, number)
 
 
-def _prepare(doors: Doors, plan: Plan, control: int, place: str, views: Views) -> None:
+def _prepare(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> None:
     # Orphans of the box that end are reaped by the kernel itself.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # Above all the warden's own end of the control socket: its client must see when the warden is gone.
@@ -83,14 +97,14 @@ def _prepare(doors: Doors, plan: Plan, control: int, place: str, views: Views) -
             # The file belongs to us only while we are dumpable, which the change of ids has just ended.
             doors.set_dumpable(dumpable=True)
             doors.unshare(NEWTIME)
-            doors.set_clock_offsets(op.monotonic, op.boottime)
-    _enter_root(doors, plan, tree, views)
+            doors.set_clock_offsets(op.monotonic, -shown.began if op.boottime is None else op.boottime)
+    _enter_root(doors, plan, tree, shown)
     # Only now: every change of ids takes both back.
     doors.die_with_parent()
     doors.set_dumpable(dumpable=False)
 
 
-def _enter_root(doors: Doors, plan: Plan, tree: int, views: Views) -> None:
+def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
     """Mount what belongs to our namespaces and make `tree` our root.
 
     Made before the old root goes, placed after: the kernel gives a user namespace a new proc or sysfs only where it
@@ -100,12 +114,18 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, views: Views) -> None:
     for op in plan.init:
         if isinstance(op, MountOwn):
             attributes = NOSUID | NOEXEC | (0 if op.fstype == "devpts" else NODEV) | (RDONLY if op.readonly else 0)
-            mounts.append((doors.new_mount(op.fstype, op.options, attributes, op.target), op.target))
-    base = doors.clone_tree("base/fs/cgroup")
-    doors.set_attributes(base, RDONLY | NOSUID | NODEV | NOEXEC, target=_CGROUPS)
-    mounts.append((base, _CGROUPS))
-    for name, path in views:
-        mounts.append((doors.clone_tree(path), f"{_CGROUPS}/{name}".rstrip("/")))
+            mount = doors.new_mount(op.fstype, op.options, attributes, op.target)
+            mounts.append((mount, op.target))
+            if plan.live and op.target in ("/proc", "/sys"):
+                mounts.append((doors.clone_tree("", at=mount), LOWER + op.target))
+        elif isinstance(op, ShowCgroups):
+            base = doors.clone_tree("base/fs/cgroup")
+            doors.set_attributes(base, RDONLY | NOSUID | NODEV | NOEXEC, target=_CGROUPS)
+            mounts.append((base, _CGROUPS))
+            for name, path in shown.cgroups:
+                mounts.append((doors.clone_tree(path), f"{_CGROUPS}/{name}".rstrip("/")))
+    for source, place in shown.files:
+        mounts.append((doors.clone_tree(source), place))
     doors.change_directory(tree)
     doors.pivot_here()
     for mount, target in mounts:

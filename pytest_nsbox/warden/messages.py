@@ -116,12 +116,13 @@ class Close:
 @record
 class Made:
     """A box is ready. The descriptors: its init's pidfd, then those to attach to its cgroups with, then its time
-    namespace if `clock`, then `screens` of all boxes of the session (`cgroup_node.Session.open_screens`; with the first
-    box only).
+    namespace if `clock`, then its end of the line to the warden if `cpus` is not empty (see `viewed`), then `screens`
+    of all boxes of the session (`cgroup_node.Session.open_screens`; with the first box only).
 
     namespaces  flags for setns
     bound       host paths (sockets, shared paths) that were bound when it was made, each with device and inode
     sockets     whether the box reaches the host's unix sockets at all
+    cpus        what it is to run on, where /proc speaks of its limits
     """
 
     number: int
@@ -131,6 +132,7 @@ class Made:
     clock: bool
     bound: Mapping[str, Sequence[int]]
     sockets: bool
+    cpus: tuple[int, ...]
     screens: int
     fds: int
 

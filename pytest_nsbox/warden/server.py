@@ -191,7 +191,9 @@ class Server:
         self.boxes[box.name] = box
         self._watch(box.pidfd, lambda: self._reap(box))
         screens = self.session.take_screens()
-        fds = (box.pidfd, *box.node.attach, *((box.clock,) if box.clock >= 0 else ()), *screens)
+        view = box.view
+        line = (view.theirs,) if view is not None else ()
+        fds = (box.pidfd, *box.node.attach, *((box.clock,) if box.clock >= 0 else ()), *line, *screens)
         made = m.Made(
             request.number,
             box.name,
@@ -200,11 +202,14 @@ class Server:
             box.clock >= 0,
             box.tree.bound,
             box.tree.plan.sockets,
+            view.cpus if view is not None else (),
             len(screens),
             len(fds),
         )
         self.channel.send(made, fds)
         box.node.close_fds()
+        if view is not None:
+            view.follow(self._watch, self._forget)
 
     def _read(self, request: m.Read) -> None:
         self.channel.send(m.Counters(request.number, self._box(request).node.read()))
@@ -298,6 +303,8 @@ class Server:
                 if fd >= 0:
                     os.close(fd)
             box.reaped = True
+            if box.view is not None:
+                box.view.close()
             if box.released:
                 self._bury(box)
 

@@ -10,6 +10,7 @@ to the kernel depends on what the user's temporary directory is called):
     plain/<n>   the same as it is, for privileged boxes
     volumes/    named volumes
     base/       a tmpfs with empty directories, to mount on
+    views/      a tmpfs with what boxes see instead of files of /proc and /sys, see view.py
     root/<tree> trees
 """
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.kernel.cgroup_node import Session as CgroupSession
     from pytest_nsbox.warden.doors import Doors
     from pytest_nsbox.warden.late import Late
+    from pytest_nsbox.warden.views import Views
 
 
 class Session:
@@ -57,6 +59,7 @@ class Session:
         self._capabilities = process.Capabilities()
         self._trees = 0
         self._screens_told = False
+        self._views: Views | None = None
         # Trees that were used and left unchanged, the last one last.
         self._ready: list[Tree] = []
 
@@ -111,6 +114,8 @@ class Session:
 
         while self._ready:
             attempt(self._ready.pop().remove)
+        if self._views is not None:
+            attempt(self._views.close)
         if self.cgroups is not None:
             attempt(self.cgroups.close)
         self._user_namespaces.close()
@@ -173,6 +178,14 @@ class Session:
         tree.renew()
         self._ready.append(tree)
         return self._ready.pop(0) if len(self._ready) > keep else None
+
+    def open_views(self) -> Views:
+        """Return what shows boxes their limits, made at the first box that wants it."""
+        if self._views is None:
+            from pytest_nsbox.warden.views import Views
+
+            self._views = Views(self)
+        return self._views
 
     def clones(self, plan: Plan) -> str:
         """Return the directory of the host's mounts for boxes of `plan`."""

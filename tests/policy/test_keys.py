@@ -148,8 +148,6 @@ def test_a_bad_value_is_told_with_key_value_and_what_is_accepted(key, value, rea
         ({"hugetlb": {"2MB": "16M"}}, "limits of huge pages"),
         ({"devices": ["/dev/kvm:rw", "/dev/fuse"]}, "host devices in boxes"),
         ({"rootfs": "alpine"}, "rootfs images"),
-        ({"proc": "limits"}, "a /proc that shows limits"),
-        ({"cgroup_view": False}, "hiding the cgroup filesystem"),
         ({"caps": ["net_raw"]}, "sets of capabilities"),
         ({"seccomp": "default"}, "seccomp profiles"),
         ({"scope": "class"}, "boxes for groups of tests"),

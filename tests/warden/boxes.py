@@ -42,7 +42,7 @@ def started(**values: Any) -> Iterator[Warden]:
         yield warden
     finally:
         problems = warden.close()
-        assert problems == ()
+        assert problems == (), problems
 
 
 def fork_into(box: Box, function: Callable[[], T]) -> tuple[int, int]:

@@ -19,6 +19,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "str": TEXT,
     "str | None": st.none() | TEXT,
     "bool": st.booleans(),
+    "tuple[int, ...]": st.lists(st.integers(), max_size=4).map(tuple),
     "tuple[str, ...]": st.lists(TEXT, max_size=4).map(tuple),
     "tuple[tuple[str, str], ...]": st.lists(st.tuples(TEXT, TEXT), max_size=4).map(tuple),
     "dict[str, Any]": st.dictionaries(TEXT, st.integers() | st.lists(TEXT, max_size=2) | st.floats(allow_nan=False)),
@@ -72,7 +73,7 @@ def test_frames_are_found_in_any_pieces(messages: list[Any], size: int) -> None:
 
 
 def made(number: int, fds: int) -> m.Made:
-    return m.Made(number, "box", 1, 0, clock=False, bound={}, sockets=True, screens=0, fds=fds)
+    return m.Made(number, "box", 1, 0, clock=False, bound={}, sockets=True, cpus=(), screens=0, fds=fds)
 
 
 def test_descriptors_come_with_their_message() -> None:

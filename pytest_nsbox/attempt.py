@@ -14,6 +14,8 @@ from pytest_nsbox.real import os
 from pytest_nsbox.relay import Channel, Frame, Poller
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_nsbox.child import Child
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.timeouts import Backstop
@@ -44,6 +46,12 @@ class Attempt:
         self.stacks = ""  # of all threads, when it timed out
         self.backstop: Backstop | None = None  # another plugin's limit, enforced from outside
         self.paused = False  # a debugger is at work: no deadline
+        self.grouped = False  # other tests may run in the same box and process
+        self.following: pytest.Item | None = None  # the one that does next
+        self.lapped = False  # over, in a box that another test goes on in
+        self.before: Mapping[str, float] = {}  # what the tests before used of the box
+        self.after: Mapping[str, float] = {}
+        self.hits_before = self.hits_after = 0  # how often the limit of processes was met
         self.channel: Channel | None = None
         self._poller: Poller | None = None
         self._pidfd = -1
@@ -57,6 +65,16 @@ class Attempt:
         self.pid, self.channel = pid, channel
         self._pidfd = os.pidfd_open(pid)
         self._poller = Poller(channel, self._pidfd)
+
+    def follow(self, previous: Attempt) -> None:
+        """In pytest's process: go on in the box and the process of another test."""
+        self.grouped, self.box, self.pid, self.channel = True, previous.box, previous.pid, previous.channel
+        self._poller, self._pidfd = previous._poller, previous._pidfd
+        assert self.box is not None
+        self.box.spec = self.spec  # their timeouts and artifacts differ
+        self.before, self.hits_before = previous.after, previous.hits_after
+        self.keywords = dict.fromkeys(self.item.keywords, 1)
+        self.started = time.perf_counter()
 
     @property
     def deadline(self) -> float | None:

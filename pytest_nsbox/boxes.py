@@ -38,8 +38,10 @@ class Boxes:
         self._start_warden = start_warden
         self._warden: Warden | None = None
         self._next: Spec | None = None
+        self.next_item: pytest.Item | None = None
         self._stacks = _StacksFile()
         self._released: dict[int, Released | BoxFailed] = {}  # by id of the attempt, until its teardown report
+        self.has_a_box: Callable[[pytest.Item], bool] = lambda _item: False  # that of its group
         self.gathered = Gathered()
 
     @property
@@ -60,8 +62,14 @@ class Boxes:
     def spec_of(self, item: pytest.Item) -> Spec | None:
         return item.stash.get(SPEC, None)
 
+    def scope_of(self, item: pytest.Item) -> str:
+        """The scope of an item's box; that of an item without one is as good as "function"."""
+        spec = self.spec_of(item)
+        return "function" if spec is None else spec.scope
+
     def expect(self, item: pytest.Item | None) -> None:
         """Name the item after the current one: its box is made while the current test runs."""
+        self.next_item = item
         self._next = self.spec_of(item) if item is not None else None
 
     def acquire(self, spec: Spec) -> Box:
@@ -82,8 +90,14 @@ class Boxes:
 
     def make_next(self) -> None:
         """Have boxes of the next test's kind made, if there is none ahead; called when a test is on its way."""
-        if self._next is not None and not self.warden.is_ahead(self._next):
+        if self._next is not None and not self._goes_on() and not self.warden.is_ahead(self._next):
             self.warden.prefetch(self._next)
+
+    def _goes_on(self) -> bool:
+        """Whether the next test needs no box, since it shares the current one's."""
+        if self._next is None or self._next.scope == "function" or self.next_item is None:
+            return False
+        return self.has_a_box(self.next_item)
 
     def enter(self, box: Box) -> None:
         """In the child: everything of the box that is a property of the process."""
@@ -102,7 +116,8 @@ class Boxes:
         assert box is not None
         if what == "usage":
             wall = time.perf_counter() - attempt.started
-            return usage.complete(usage.parse(box.counters()), attempt.spec, wall_s=wall)
+            used = usage.since(attempt.before, usage.parse(box.counters()))
+            return usage.complete(used, attempt.spec, wall_s=wall)
         if what == "changes":
             return box.changes()
         if what == "inspect":
@@ -122,7 +137,7 @@ class Boxes:
         """End the message of a test that failed after an OOM kill (of its subprocess) with that fact."""
         if attempt.spec.mem is None or attempt.box is None:
             return
-        used = usage.parse(attempt.box.counters())
+        used = usage.since(attempt.before, usage.parse(attempt.box.counters()))
         if used.get("oom_kills"):
             reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
             attempt.oom_told = True
@@ -138,28 +153,30 @@ class Boxes:
             stacks = trim_stacks(attempt.stacks)
             return SandboxTimeout(f"timed out after {seconds} ({attempt.backstop.whose})\n{stacks}")
         stacks = attempt.stacks if attempt.timed_out else self._stacks.take()
-        used = usage.parse(released.counters)
+        used = usage.since(attempt.before, usage.parse(released.counters))
         ending = outcome.Ending(
             returncode=returncode,
             timed_out=attempt.timed_out,
             oom_kills=int(used.get("oom_kills", 0)),
             phase=attempt.phase,
             stacks=trim_stacks(stacks),
-            pids_hit=bool(usage.hits(released.counters).get("pids", 0)),
+            pids_hit=usage.hits(released.counters).get("pids", 0) > attempt.hits_before,
         )
         error = outcome.classify(ending, attempt.spec, used)
         return error if error is not None else BoxFailed(f"the test's process ended with status {returncode}")
 
     def ended(self, attempt: Attempt, report: pytest.TestReport) -> None:
         """Put what the test used on its teardown report."""
-        if attempt.box is None or not attempt.ended:
+        if attempt.box is None or not (attempt.ended or attempt.lapped):
             return
         released = self._release(attempt)
         del self._released[id(attempt)]
         if isinstance(released, BoxFailed):  # told already, by the phase that it ended
             return
+        attempt.after = usage.parse(released.counters)
+        attempt.hits_after = usage.hits(released.counters).get("pids", 0)
         used = usage.complete(
-            usage.parse(released.counters),
+            usage.since(attempt.before, attempt.after),
             attempt.spec,
             wall_s=attempt.stopped - attempt.started,
             files_changed=released.files_changed,
@@ -176,7 +193,18 @@ class Boxes:
         assert attempt.box is not None
         wanted = attempt.spec.artifacts
         root = self._config.rootpath / ARTIFACTS
-        attempt.box.begin_release(os.fspath(root / artifacts_path(attempt.item.nodeid)) if wanted else "")
+        artifacts = os.fspath(root / artifacts_path(attempt.item.nodeid)) if wanted else ""
+        attempt.box.begin_release(artifacts, ends=not attempt.lapped)
+
+    def finish_lap(self, attempt: Attempt) -> None:
+        """Take what the warden says of a test whose last report was never made, if it is due. Raises BoxFailed."""
+        if attempt.box is not None and attempt.box.lapping:
+            attempt.box.release()
+
+    def forget(self, attempt: Attempt) -> None:
+        """Take what the warden says of a box that nobody asks about any more. Raises BoxFailed."""
+        if attempt.box is not None:
+            attempt.box.release()
 
     def _release(self, attempt: Attempt) -> Released | BoxFailed:
         """Give the box back, once; what it used, or why nobody knows, is remembered until the teardown report."""
@@ -190,7 +218,7 @@ class Boxes:
                 released = error
             self._released[id(attempt)] = released
             # Now and not sooner: the warden answers in turn, and a test's report waits for it.
-            if self._next is not None:
+            if self._next is not None and not self._goes_on():
                 self.warden.prefetch(self._next)
         return released
 

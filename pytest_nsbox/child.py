@@ -6,6 +6,8 @@ Life of a child, after the fork::
     ...         pytest's ordinary protocol goes on: setup, call, teardown
     report()    after each phase: the report, and what the phase left that pytest's process must know
     finish()    the last frame, then `os._exit`; there is no other way out
+
+In a group (`groups`) a test that another one follows ends with `hand_over` instead, and `begin` starts the next.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_nsbox.coverage_data import Measured
+    from pytest_nsbox.groups import Group
+    from pytest_nsbox.relay import Frame
 
 # What pytest itself keeps on items; everything else that is plain data was put there by a hook of somebody else.
 _PYTEST_ATTRIBUTES: Final = frozenset(
@@ -75,18 +79,24 @@ _exit: Final = os._exit  # coverage's `patch = _exit` would save data files
 class Child:
     """This process, once forked."""
 
-    def __init__(self, item: pytest.Item, channel: Channel, *, lockstep_output: bool) -> None:
+    def __init__(
+        self, item: pytest.Item, channel: Channel, *, lockstep_output: bool, group: Group | None = None
+    ) -> None:
         self.item = item
         self.config = item.config
         self.channel = channel
+        self.group = group
         self.keywords: dict[str, Any] = dict.fromkeys(item.keywords, 1)  # as a report spells them
         self.due: str | None = None  # the phase whose report the next makereport makes
         self.last_report: pytest.TestReport | None = None
+        self.following: pytest.Item | None = None  # the test that comes next in this process
+        self.fresh = False  # a test was begun here, and its set-up was not yet
         self._lockstep_output = lockstep_output
+        self._takes_turns = lockstep_output or group is not None
         self._records_warnings = internals.records_warnings(self.config)
         self._warnings: list[warnings.WarningMessage] = []
         self._catch: warnings.catch_warnings[Any] | None = None
-        self._attributes = {name: _copy(value) for name, value in self._plain_attributes()}
+        self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
         self._properties = len(internals.testsuite_properties(self.config))
         self._failed_subtests = self._count_failed_subtests()
         self._stops = self._read_stops()
@@ -107,12 +117,19 @@ class Child:
         # os.fork made every child's generator start anew; a plain run carries on with one sequence
         random.setstate(random_state)
         self._random_state = random_state
-        internals.keep_only_item_in_child(self.item)
+        internals.keep_only_item_in_child(self.item, lambda: self.following)
         inherited.guard_popen()
+        if self.group is not None:
+            from pytest_nsbox import succession
+
+            succession.forget_recorded_warnings()
+        self._record_warnings()
+        self._measured = _start_measuring()
+
+    def _record_warnings(self) -> None:
         if self._records_warnings:
             self._catch = warnings.catch_warnings(record=True)
             self._warnings = self._catch.__enter__()
-        self._measured = _start_measuring()
 
     # --- what the hooks of this process tell
 
@@ -125,7 +142,7 @@ class Child:
             self.channel.send("passed", report=passed, **self._left_by_phase())
         else:
             self.channel.send("report", report=self._serialise(report), **self._left_by_phase())
-        if self._lockstep_output:
+        if self._takes_turns:
             self.await_go()
 
     def log(self, report: Any) -> None:
@@ -142,8 +159,14 @@ class Child:
             _flush()
 
     def await_go(self) -> None:
-        """Wait until pytest has printed what it knows: its output and ours go to one terminal."""
-        self.channel.receive()
+        """Wait until pytest has printed what it knows, since its output and ours go to one terminal, or until it has
+        said, before the tear-down in a group, which test comes next.
+        """
+        frame = self.channel.receive()
+        if self.group is not None and "following" in frame:
+            self.following = self.group.items.get(frame["following"])
+            session = self.item.session
+            session.shouldstop, session.shouldfail = self._stops = frame["stops"]
 
     def ask(self, what: str) -> Any:
         """Ask pytest's process something about this box (usage, changes, inspect)."""
@@ -163,6 +186,34 @@ class Child:
     def finish(self) -> NoReturn:
         """Send the last frame and end; never returns, in whatever state the test left this process."""
         self._leave("end")
+
+    def hand_over(self) -> None:
+        """The test is over, and another one follows in this process: send what the test left, besides its reports."""
+        _flush()
+        left = self._left_in_the_end()
+        if self._catch is not None:
+            self._catch.__exit__(None, None, None)
+            self._catch = None
+        self.channel.send("done", **left)
+
+    def begin(self, item: pytest.Item, frame: Frame) -> None:
+        """Another test of the group, as pytest's process says in a frame ``next``."""
+        self.item, self.due, self.last_report, self.following = item, None, None, None
+        self.keywords = dict.fromkeys(frame["keywords"], 1)
+        for name, value in frame["attributes"].items():
+            setattr(item, name, value)
+        self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
+        self._failed_subtests = self._count_failed_subtests()
+        self._stops = self._read_stops()
+        if isinstance(frame.get("line"), str):
+            output.set_terminal_line(self.config, frame["line"])
+            self._line = frame["line"]
+        output.forget_live_log(self.config)
+        self.fresh = True
+
+    def begin_inside(self) -> None:
+        """`begin`, continued inside pytest's wrappers of the test's protocol."""
+        self._record_warnings()
 
     def interrupted(self, error: KeyboardInterrupt) -> NoReturn:
         """Ctrl-C reached the test: its fixtures are torn down, then pytest hears of it, and where it was."""
@@ -187,8 +238,19 @@ class Child:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self._leave("internal", text=text)
 
+    def tear_down_rest(self) -> None:
+        """No test of the group follows after all: end its fixtures. There is no report to tell an error in."""
+        self.following = None
+        try:
+            self.item.session._setupstate.teardown_exact(None)
+        except Exception:  # noqa: BLE001 - whatever a fixture raises
+            import traceback
+
+            traceback.print_exc()
+
     def _tear_down(self) -> None:
         # The interruption is the news; pytest does not report errors of a teardown after one either.
+        self.following = None
         with contextlib.suppress(BaseException):
             self.item.session._setupstate.teardown_exact(None)
 
@@ -201,13 +263,7 @@ class Child:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             _flush()
-            fields.update(self._left_by_phase())
-            state = random.getstate()
-            if state != self._random_state:
-                fields["random"] = state
-            if self._measured is not None:
-                fields["coverage"] = self._measured.collect()
-            self._send_and_exit(kind, **fields)
+            self._send_and_exit(kind, **fields, **self._left_in_the_end())
         except BaseException as error:  # noqa: BLE001 - nothing may come out of a fork
             self._send_and_exit("failed", text=f"the result could not be sent: {type(error).__name__}: {error}")
         finally:
@@ -221,13 +277,22 @@ class Child:
 
     # --- what else a phase leaves
 
+    def _left_in_the_end(self) -> dict[str, Any]:
+        left = self._left_by_phase()
+        state = random.getstate()
+        if state != self._random_state:
+            left["random"] = self._random_state = state
+        if self._measured is not None:
+            left["coverage"] = self._measured.collect()
+        return left
+
     def _left_by_phase(self) -> dict[str, Any]:
         left: dict[str, Any] = {}
         if self._warnings:
             left["warnings"] = [warning_to_data(message) for message in self._warnings]
             self._warnings.clear()
         attributes = {}
-        for name, value in self._plain_attributes():
+        for name, value in plain_attributes(self.item):
             if name not in self._attributes or self._attributes[name] != value:
                 attributes[name] = self._attributes[name] = _copy(value)
         if attributes:
@@ -247,16 +312,18 @@ class Child:
             self._line = left["line"] = line
         return left
 
-    def _plain_attributes(self) -> list[tuple[str, Any]]:
-        found = self.item.__dict__.items()
-        return [(name, value) for name, value in found if name not in _PYTEST_ATTRIBUTES and is_plain(value)]
-
     def _count_failed_subtests(self) -> int:
         table, key = internals.failed_subtests(self.item)
         return table.get(key, 0) if table is not None else 0
 
     def _read_stops(self) -> list[bool | str]:
         return [self.item.session.shouldstop, self.item.session.shouldfail]
+
+
+def plain_attributes(item: pytest.Item) -> list[tuple[str, Any]]:
+    """What hooks of others have put on an item and the other process can be told."""
+    found = item.__dict__.items()
+    return [(name, value) for name, value in found if name not in _PYTEST_ATTRIBUTES and is_plain(value)]
 
 
 def _copy(value: Any) -> Any:

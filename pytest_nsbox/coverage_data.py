@@ -45,9 +45,10 @@ class Measured:
         return measured
 
     def collect(self) -> Data:
-        """What the child measured, as plain data."""
+        """What the child measured since the last call, as plain data."""
         self._collector.flush_data()
-        return self._data
+        data, self._data = self._data, {}
+        return data
 
     def _of_context(self, kind: str) -> dict[str, list[Any]]:
         return self._data.setdefault(self._context, {}).setdefault(kind, {})

@@ -44,8 +44,8 @@ class Follower:
         """
         __tracebackhide__ = True
         attempt.phase = phase
-        if self.output_in_step and phase != "setup":
-            self._say_go(attempt)
+        if (self.output_in_step or attempt.grouped) and phase != "setup":
+            self._say_go(attempt, phase)
         while True:
             if phase != "teardown" and phase in attempt.reports:
                 return
@@ -71,11 +71,21 @@ class Follower:
             elif self._take(attempt, frame):
                 return
 
-    def _say_go(self, attempt: Attempt) -> None:
-        flush_terminal(self.config)
+    def _say_go(self, attempt: Attempt, phase: str = "") -> None:
+        if self.output_in_step:
+            flush_terminal(self.config)
+        if attempt.grouped and phase == "teardown":
+            session, following = attempt.item.session, attempt.following
+            stops = [session.shouldstop, session.shouldfail]
+            self.send(attempt, "go", following=0 if following is None else id(following), stops=stops)
+        else:
+            self.send(attempt, "go")
+
+    def send(self, attempt: Attempt, kind: str, **fields: Any) -> None:
+        """Tell the test's process something. If it died meanwhile, the next wait tells how."""
         assert attempt.channel is not None
-        with contextlib.suppress(OSError):  # it died meanwhile: the next wait tells how
-            attempt.channel.send("go")
+        with contextlib.suppress(OSError):
+            attempt.channel.send(kind, **fields)
 
     def _take(self, attempt: Attempt, frame: Frame) -> bool:
         """Act on one frame; True when it was the last."""
@@ -88,7 +98,7 @@ class Follower:
                 self._boxes.blame_oom(attempt, report)
             attempt.reports[report.when] = report
             attempt.sections = list(report.sections)
-            if self.output_in_step and report.when == "teardown":
+            if (self.output_in_step or attempt.grouped) and report.when == "teardown":
                 self._say_go(attempt)
         elif kind == "log":
             attempt.item.ihook.pytest_runtest_logreport(report=report_from_data(self.config, frame["report"]))
@@ -102,6 +112,11 @@ class Follower:
                 self._terminal.give()
         elif kind == "end":
             self._settle(attempt)
+            return True
+        elif kind == "done":
+            attempt.stopped, attempt.lapped = time.perf_counter(), True
+            self._terminal.take_back()
+            self._boxes.begin_release(attempt)
             return True
         else:
             self._settle(attempt)
@@ -202,7 +217,7 @@ class Follower:
     def give_up(self, item: pytest.Item) -> None:
         """The protocol of pytest's process was left by an exception: nothing of the test may stay behind."""
         attempt = item.stash.get(ATTEMPT, None)
-        if attempt is None or attempt.box is None or attempt.ended:
+        if attempt is None or attempt.box is None or attempt.ended or attempt.lapped:
             return
         attempt.box.kill()
         if attempt.pid:

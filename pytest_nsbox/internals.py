@@ -41,6 +41,13 @@ class Forked(BaseException):
         self.undo = undo
 
 
+class Turn(Forked):
+    """Leaves the protocol of a test that is over, in a child that goes on with another one."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+
 # --- hooks -----------------------------------------------------------------------------------------------------
 
 
@@ -171,18 +178,23 @@ class _Step:
         return getattr(self._generator, name)
 
 
-def call_leavable(config: pytest.Config, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+def call_leavable(
+    config: pytest.Config, caller: HookCaller, kwargs: dict[str, Any], *, firstresult: bool = False
+) -> Any:
     """Call a hook whose wrappers `Forked` may leave in the parent."""
     __tracebackhide__ = True
     impls = [_Impl(impl) if impl.wrapper or impl.hookwrapper else impl for impl in caller.get_hookimpls()]
-    return config.pluginmanager._hookexec(caller.name, impls, kwargs, False)  # type: ignore[arg-type]
+    return config.pluginmanager._hookexec(caller.name, impls, kwargs, firstresult)  # type: ignore[arg-type]
 
 
 # --- fixtures and the setup stack ------------------------------------------------------------------------------
 
 
-def outer_fixture_names(item: pytest.Item) -> Iterator[str]:
-    """Names of the item's fixtures of a scope wider than function, in the order in which pytest sets them up.
+_INNER: Final = {"function": {"function"}, "class": {"function", "class"}, "module": {"function", "class", "module"}}
+
+
+def outer_fixture_names(item: pytest.Item, box_scope: str = "function") -> Iterator[str]:
+    """Names of the item's fixtures of a scope wider than its box, in the order in which pytest sets them up.
 
     A class-scoped fixture of a test outside any class lives and ends with the test, so it is none of them.
     """
@@ -190,7 +202,7 @@ def outer_fixture_names(item: pytest.Item) -> Iterator[str]:
     if info is None:
         return
     scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
-    inner = {"function"} if item.getparent(pytest.Class) is not None else {"function", "class"}
+    inner = _INNER[box_scope] if item.getparent(pytest.Class) is not None else _INNER[box_scope] | {"class"}
     for name in info.names_closure:
         definitions: Sequence[FixtureDef[Any]] = info.name2fixturedefs.get(name) or ()
         if not definitions:
@@ -205,6 +217,17 @@ def set_up_outer_fixtures(item: pytest.Item, names: Sequence[str]) -> None:
     request = item._request  # type: ignore[attr-defined]
     for name in names:
         request.getfixturevalue(name)
+
+
+def wider_parameters(item: pytest.Item, box_scope: str) -> tuple[tuple[str, int], ...]:
+    """(name, number of the parameter) of an item's parametrised fixtures that are wider than its box."""
+    callspec: Any = getattr(item, "callspec", None)
+    if callspec is None:
+        return ()
+    inner = _INNER[box_scope]
+    return tuple(
+        (name, callspec.indices[name]) for name, scope in callspec._arg2scope.items() if scope.value not in inner
+    )
 
 
 def fixture_arguments(item: pytest.Item, name: str) -> Sequence[str]:
@@ -223,16 +246,19 @@ def _state(session: pytest.Session) -> SetupState:
     return session._setupstate
 
 
-def keep_only_item_in_child(item: pytest.Item) -> None:
-    """In the child: what the parent registered on outer nodes is the parent's to run; later additions are ours."""
+def keep_only_item_in_child(item: pytest.Item, following: Callable[[], pytest.Item | None] = lambda: None) -> None:
+    """In the child: what the parent registered on outer nodes is the parent's to run; later additions are ours.
+
+    Tear-down is up to what the ``following`` item needs.
+    """
     state = _state(item.session)
     for node, (_, failure) in list(state.stack.items()):
         if node is not item:
             state.stack[node] = ([], failure)
     exact = state.teardown_exact
 
-    def teardown_exact(nextitem: pytest.Item | None) -> None:  # noqa: ARG001 - the child has no next item
-        exact(None)
+    def teardown_exact(nextitem: pytest.Item | None) -> None:  # noqa: ARG001 - the child's next item may be none
+        exact(following())
 
     state.teardown_exact = teardown_exact  # type: ignore[method-assign]
 

@@ -81,6 +81,13 @@ def set_terminal_line(config: pytest.Config, line: str) -> None:
         terminal._tw._current_line = line
 
 
+def forget_live_log(config: pytest.Config) -> None:
+    """In a child, before another test: the first record of live logging that it prints begins a line."""
+    logging: Any = config.pluginmanager.get_plugin("logging-plugin")
+    if logging is not None:
+        logging.log_cli_handler.reset()
+
+
 def pause_faulthandler_timer(config: pytest.Config) -> Callable[[], None]:
     """Stop the watchdog of ini ``faulthandler_timeout`` before a fork; returns what starts it anew, in the child.
 

@@ -33,18 +33,21 @@ from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
 from pytest_nsbox.forking import fork_into
 from pytest_nsbox.hugepages import HugePages
-from pytest_nsbox.internals import Forked
+from pytest_nsbox.internals import Forked, Turn
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.relay import Channel
 from pytest_nsbox.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
     from pluggy import HookCaller
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.groups import Group
     from pytest_nsbox.placement import Placement
+    from pytest_nsbox.turns import Turns
 
 
 class Lockstep:
@@ -60,9 +63,11 @@ class Lockstep:
         self._huge_pages = HugePages()
         self._terminal = Terminal()
         self._follower = Follower(session.config, boxes, self._terminal)
+        self._turns = self._make_turns(session)
         self._undo = internals.intercept(
             session,
-            {
+            ({"pytest_runtest_protocol": self._protocol} if self._turns is not None else {})
+            | {
                 "pytest_runtest_setup": self._setup,
                 "pytest_runtest_call": self._call,
                 "pytest_runtest_teardown": self._teardown,
@@ -72,7 +77,21 @@ class Lockstep:
             },
         )
 
+    def _make_turns(self, session: pytest.Session) -> Turns | None:
+        if all(self._boxes.scope_of(item) == "function" for item in session.items):
+            return None
+        from pytest_nsbox.turns import Turns
+
+        return Turns(session.config, self._boxes, self._follower)
+
     def close(self) -> None:
+        try:
+            if self._turns is not None:
+                self._turns.end()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         self._undo()
         self._follower.reap_dying(wait=True)
         self._terminal.close()
@@ -84,13 +103,15 @@ class Lockstep:
         """Around the item's protocol: in a child, whatever comes out of it ends the process."""
         try:
             yield
+        except Turn:
+            raise
         except BaseException as error:
             if self._child is not None:
                 self._end_child(error)
             self._follower.give_up(item)
             raise
         if self._child is not None:
-            self._child.finish()
+            self._end_test(self._child)
         if ATTEMPT in item.stash:
             del item.stash[ATTEMPT]  # items live as long as the session
 
@@ -102,13 +123,27 @@ class Lockstep:
             self._child.exited(str(error.msg), error.returncode)
         self._child.crashed(error)
 
+    def _end_test(self, child: Child) -> NoReturn:
+        """In the child: this test is over."""
+        if child.following is None:
+            child.finish()
+        timeouts.give_back(child.item)
+        child.hand_over()
+        raise Turn
+
     # --- setup, and the fork in it
 
     def _setup(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
         __tracebackhide__ = True
         item: pytest.Item = kwargs["item"]
-        if self._child is not None:  # a plugin that runs the item again got here in the child: the parent's turn
-            self._child.finish()
+        if self._child is not None:
+            if self._child.fresh:
+                self._child.fresh = False
+                return self._phase_in_child(self._child, "setup", caller, kwargs)
+            self._end_test(self._child)  # a plugin that runs the item again got here in the child: the parent's turn
+        if self._turns is not None and (attempt := self._turns.go_on(item)) is not None:
+            self._await_setup(attempt)
+            return None
         spec = self._boxes.spec_of(item)
         if spec is None:
             return caller(**kwargs)
@@ -123,16 +158,21 @@ class Lockstep:
             item.__dict__.pop("setup", None)
             if attempt.child is not None:
                 attempt.child.due = "setup"
+        self._await_setup(attempt)
+        return None
+
+    def _await_setup(self, attempt: Attempt) -> None:
+        __tracebackhide__ = True
         self._follower.wait(attempt, "setup")
         self._show_again = output.hide_setup_show(self.config)
-        return None
 
     def _setup_in_box(self, attempt: Attempt, ordinary: Callable[[], None]) -> None:
         """Stands in for the item's ``setup()``: outer fixtures here, the rest in the child."""
         __tracebackhide__ = True
         item = attempt.item
         try:
-            self._set_up_outer_fixtures(item)
+            self._set_up_outer_fixtures(item, attempt.spec.scope)
+            group = self._turns.begin(item, self._set_up_outer_fixtures) if self._turns is not None else None
         except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
             traceback = error.__traceback__
             # The item's own set-up meets the same failure, after what its teardown counts on (unittest's does).
@@ -145,7 +185,7 @@ class Lockstep:
         except SandboxError:
             internals.drop_item_in_parent(item)  # never set up, so not to be torn down either
             raise
-        if self._fork(attempt):
+        if self._fork(attempt, group):
             timeouts.take_over(item)
             ordinary()
             return
@@ -154,10 +194,10 @@ class Lockstep:
         item._report_sections.clear()  # the child's reports hold them
         raise Forked(output.leave_capture(self.config))
 
-    def _set_up_outer_fixtures(self, item: pytest.Item) -> None:
+    def _set_up_outer_fixtures(self, item: pytest.Item, scope: str) -> None:
         __tracebackhide__ = True
         placement = self.placement
-        names = [name for name in internals.outer_fixture_names(item) if not placement.lives_in_box(name)]
+        names = [name for name in internals.outer_fixture_names(item, scope) if not placement.lives_in_box(name)]
         if not names:
             return
         placement.watching = True
@@ -167,12 +207,12 @@ class Lockstep:
             placement.watching = False
             placement.move(item, names)
 
-    def _fork(self, attempt: Attempt) -> bool:
+    def _fork(self, attempt: Attempt, group: Group | None) -> bool:
         """Fork into the box; True in the child."""
         box = attempt.box
         assert box is not None
         ours, theirs = socket.socketpair()
-        child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step)
+        child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step, group=group)
         attempt.keywords = child.keywords
         random_state = random.getstate()
         flush_terminal(self.config)
@@ -193,6 +233,8 @@ class Lockstep:
             return True
         theirs.close()
         attempt.attach(pid, Channel(ours))
+        if group is not None and self._turns is not None:
+            self._turns.began(group, attempt)
         if self._follower.output_in_step:
             self._terminal.give()
         self._boxes.make_next()
@@ -234,11 +276,14 @@ class Lockstep:
         self._show_again()
         died: BaseException | None = None
         if not attempt.ended:
+            if attempt.grouped and self._turns is not None:
+                self._turns.name_following(attempt, kwargs["nextitem"])
             try:
                 self._follower.wait(attempt, "teardown")
             except SandboxError as error:
                 died = error
         if internals.ends_outer_nodes(attempt.item, kwargs["nextitem"]):
+            self._prepare_late_hooks(attempt)
             internals.call_own(self.config, caller, kwargs)
         else:
             internals.forget_current_test()
@@ -286,7 +331,7 @@ class Lockstep:
         child.report(report)
         # A failing teardown still owes `pytest_exception_interact`.
         if phase == "teardown" and not internals.check_interactive_exception(call, report):
-            child.finish()
+            self._end_test(child)
         return report
 
     def _makereport_in_parent(
@@ -294,6 +339,7 @@ class Lockstep:
     ) -> pytest.TestReport:
         """The report of a phase in which the test died, its box failed, or an outer fixture's teardown did."""
         call = kwargs["call"]
+        self._prepare_late_hooks(attempt)
         if childs is None and call.excinfo is not None:
             internals.set_report_sections(attempt.item, self._last_sections(attempt))
         report: pytest.TestReport = internals.call_own(self.config, caller, kwargs, firstresult=True)
@@ -326,7 +372,7 @@ class Lockstep:
             return caller(**kwargs)
         finally:
             if kwargs["call"].when == "teardown":
-                child.finish()
+                self._end_test(child)
 
     def debugging(self, *, entered: bool) -> None:
         """A debugger of pytest's starts or ends in this process: deadlines rest meanwhile, and it gets the terminal."""
@@ -334,6 +380,24 @@ class Lockstep:
             self._child.channel.send("pdb", entered=entered)
             if entered:
                 self._terminal.take()
+
+    # --- groups
+
+    def _protocol(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+        """Around an item's protocol, outside all wrappers: the child of a group leaves them, and goes on here."""
+        if self._boxes.scope_of(kwargs["item"]) == "function":
+            return caller(**kwargs)
+        with contextlib.suppress(Turn):
+            return internals.call_leavable(self.config, caller, kwargs, firstresult=True)
+        assert self._turns is not None
+        assert self._child is not None
+        return self._turns.take_turns(self._child, self._end_child)
+
+    def _prepare_late_hooks(self, attempt: Attempt) -> None:
+        if attempt.grouped:
+            from pytest_nsbox import succession
+
+            succession.prepare_late_hooks(attempt.item)
 
     def _attempt(self, item: pytest.Item) -> Attempt | None:
         attempt = item.stash.get(ATTEMPT, None)

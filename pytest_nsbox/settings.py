@@ -52,6 +52,7 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
     host = None if settings.off else (host or host_facts())
     cache: dict[tuple[int, ...], Spec | SpecProblems] = {}
     blamed: dict[str, list[str]] = {}
+    grouped: list[tuple[pytest.Item, Spec]] = []
     marks = _Marks()
     for item in items:
         found = marks.of(item)
@@ -64,12 +65,20 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
             built = cache[key]
             if isinstance(built, SpecProblems):
                 problems += [str(problem) for problem in built.problems]
-            elif not settings.off:
-                spec = built
-                item.stash[SPEC] = spec
+            else:
+                if built.scope != "function":
+                    grouped.append((item, built))
+                if not settings.off:
+                    spec = built
+                    item.stash[SPEC] = spec
         resolved.specs[item] = spec
         for problem in dict.fromkeys(problems):
             blamed.setdefault(problem, []).append(item.nodeid)
+    if grouped:
+        from pytest_nsbox import groups
+
+        for nodeid, problem in groups.contradictions(grouped, lambda item, key: _place(marks.of(item), settings, key)):
+            blamed.setdefault(problem, []).append(nodeid)
     resolved.problems = [_told(problem, nodeids) for problem, nodeids in blamed.items()]
     return resolved
 
@@ -79,6 +88,12 @@ def _build(layers: list[Layer], settings: Settings, host: HostFacts | None) -> S
         return Spec.build([*layers, *settings.layers], rootdir=settings.rootdir, host=host)
     except SpecProblems as error:
         return error
+
+
+def _place(marks: list[_Mark], settings: Settings, key: str) -> str:
+    """Where the value that counts for ``key`` was written."""
+    layers = [*(mark.layer for mark in marks if mark.layer), *settings.layers]
+    return next((layer.place for layer in layers if key in layer.values), "")
 
 
 def _told(problem: str, nodeids: list[str]) -> str:

@@ -7,6 +7,7 @@ signals, or sits in C code) is killed from outside, `GRACE` later.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Generator
 from typing import Any, Final, NamedTuple
 
@@ -60,3 +61,22 @@ def take_over(item: pytest.Item) -> None:
     settings = item.stash.get(_SETTINGS, None)
     if settings is not None and settings.method != "thread":
         item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
+
+
+def give_back(item: pytest.Item) -> None:
+    """In the child, at the end of a test that another one follows: its timer has done its part."""
+    if _SETTINGS in item.stash:
+        item.config.hook.pytest_timeout_cancel_timer(item=item)
+
+
+def told(item: pytest.Item) -> list[Any] | None:
+    """The item's settings as plain data, for a child that was forked before they were known; see `hear`."""
+    settings = item.stash.get(_SETTINGS, None)
+    return None if settings is None else list(settings)
+
+
+def hear(item: pytest.Item, values: list[Any] | None) -> None:
+    """In the child: the settings that pytest's process has `told`."""
+    if values is not None:
+        settings: Any = importlib.import_module("pytest_timeout").Settings
+        item.stash[_SETTINGS] = settings(*values)

@@ -305,12 +305,7 @@ KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted)
         Key("caps", _parse_texts, "a list of capabilities such as ['net_raw']", _all("sets of capabilities")),
         Key("seccomp", _parse_text, "'default', 'none' or a path", _but("none", "seccomp profiles")),
         Key("clock", _parse_clock, _CLOCK),
-        Key(
-            "scope",
-            _parse_choice("function", "class", "module"),
-            "'function', 'class' or 'module'",
-            _but("function", "boxes for groups of tests"),
-        ),
+        Key("scope", _parse_choice("function", "class", "module"), "'function', 'class' or 'module'"),
         Key("artifacts", _parse_texts, "a list of globs"),
     )
 }

@@ -35,6 +35,7 @@ NAMES = (
     "io_write_bytes",
     "files_changed",
 )
+_SUMS = frozenset(name for name in NAMES if not name.endswith(("_peak", "_peak_bytes", "_limit_bytes")))
 
 
 def parse(raw: Raw) -> Usage:
@@ -52,6 +53,13 @@ def parse(raw: Raw) -> Usage:
             except ValueError:
                 continue
     return {name: usage[name] for name in NAMES if name in usage}
+
+
+def since(before: Mapping[str, float], now: Mapping[str, float]) -> Usage:
+    """What was used between two readings of one box's counters; of a peak, the later reading."""
+    return {
+        name: max(0, value - before[name]) if name in _SUMS and name in before else value for name, value in now.items()
+    }
 
 
 def hits(raw: Raw) -> dict[str, int]:

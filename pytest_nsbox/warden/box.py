@@ -30,7 +30,9 @@ _FLAGS = {name: flag for flag, name in namespaces.FILES.items()}
 class Box:
     """A box that exists. `pidfd` is its init's; `control` the line that holds the init (it ends when we hang up)."""
 
-    __slots__ = ("clock", "control", "name", "namespaces", "node", "pid", "pidfd", "reaped", "released", "tree", "view")
+    __slots__ = (
+        "clock", "control", "name", "namespaces", "node", "pid", "pidfd", "reaped", "released", "seen", "tree", "view"
+    )  # fmt: skip
 
     def __init__(self, name: str, plan: Plan, node: Node, tree: Tree) -> None:
         self.name = name
@@ -48,6 +50,8 @@ class Box:
             self.namespaces |= _FLAGS[kind]
         self.released = False
         self.reaped = False
+        # Changed paths that were told of already, of a box that several tests share.
+        self.seen: frozenset[tuple[str, str]] = frozenset()
 
 
 class Undo:

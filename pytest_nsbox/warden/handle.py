@@ -58,6 +58,7 @@ class Box:
         self._warden = warden
         self._cwd: str | None = None
         self._releasing: int | None = None
+        self.lapping = False  # it was asked what it used so far, and nobody has taken the answer
 
     def is_alive(self) -> bool:
         """Say if its init is."""
@@ -160,18 +161,24 @@ class Box:
         answer = self._warden.ask(m.Compare(self._warden.next_number(), self.name), m.Changes)
         return [(kind, path) for kind, path in answer.changes]
 
-    def begin_release(self, artifacts_to: str = "") -> None:
-        """Ask the warden for `release` without waiting for its answer; its work goes on meanwhile."""
+    def begin_release(self, artifacts_to: str = "", *, ends: bool = True) -> None:
+        """Ask the warden for `release` without waiting for its answer; its work goes on meanwhile.
+
+        ends  False: the box lives on, with new peaks; `release` returns what it used, and may be asked for again
+        """
         if self._releasing is None:
             number = self._warden.next_number()
             workdir = self.spec.workdir or _working_directory() or "/"
             globs = self.spec.artifacts if artifacts_to else ()
-            request = m.Release(number, self.name, globs, artifacts_to, workdir)
+            request = m.Release(number, self.name, globs, artifacts_to, workdir, ends)
             self._releasing = number
             try:
                 self._warden.tell(request)
             finally:
-                self._close_fds()
+                if ends:
+                    self._close_fds()
+                else:
+                    self.lapping = True
 
     def release(self, artifacts_to: str = "") -> Released:
         """Give the box back: kill what is left in it and return what it used.
@@ -184,6 +191,8 @@ class Box:
         self.begin_release(artifacts_to)
         assert self._releasing is not None
         answer = self._warden.answer(self._releasing, m.Released)
+        if self.lapping:
+            self._releasing, self.lapping = None, False
         return Released(answer.texts, answer.files_changed, answer.artifacts, answer.problems)
 
     def _close_fds(self) -> None:

@@ -90,6 +90,8 @@ class Release:
 
     artifacts  the host's directory that the copies go to; "" for none
     workdir    where relative globs start
+    ends       False: the box goes on, and the next answer tells only of paths changed since, and of peaks where the
+               kernel can begin them anew
     """
 
     number: int
@@ -97,6 +99,7 @@ class Release:
     globs: tuple[str, ...] = ()
     artifacts: str = ""
     workdir: str = "/"
+    ends: bool = True
 
 
 @record

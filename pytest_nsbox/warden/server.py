@@ -247,9 +247,14 @@ class Server:
     def _released(
         self, request: m.Release, box: Box, texts: dict[str, str], artifacts: tuple[str, ...], problems: tuple[str, ...]
     ) -> None:
-        changed = len(self._changes(box))
+        changes = self._changes(box)
+        changed = sum(change not in box.seen for change in changes) if box.seen else len(changes)
         self.channel.send(m.Released(request.number, texts, changed, artifacts, problems))
-        self._let_go(box)
+        if request.ends:
+            self._let_go(box)
+        else:
+            box.seen = frozenset(changes)
+            box.node.reset_peaks()
 
     def _copy_artifacts(self, request: m.Release, box: Box, texts: dict[str, str]) -> None:
         """Copy in a process of its own, since it enters the box; the answer follows when it is done."""

@@ -61,6 +61,7 @@ def test_every_key_is_a_field_and_every_field_a_key():
         ("clock", {"monotonic": 86400, "boottime": "1h"}, (("boottime", 3600.0), ("monotonic", 86400.0))),
         ("clock", {"monotonic": -5}, (("monotonic", -5.0),)),
         ("scope", "function", "function"),
+        ("scope", "class", "class"),
         ("artifacts", ["*.log", "/tmp/x*"], ("*.log", "/tmp/x*")),
         ("artifacts", "*.log", ("*.log",)),
     ],
@@ -150,7 +151,6 @@ def test_a_bad_value_is_told_with_key_value_and_what_is_accepted(key, value, rea
         ({"rootfs": "alpine"}, "rootfs images"),
         ({"caps": ["net_raw"]}, "sets of capabilities"),
         ({"seccomp": "default"}, "seccomp profiles"),
-        ({"scope": "class"}, "boxes for groups of tests"),
         ({"net": "backend"}, "networks of the session"),
     ],
 )

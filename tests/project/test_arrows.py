@@ -31,7 +31,7 @@ NEUTRAL = {"real"}
 # module from outside -> the modules or rooms that may import it
 GUARDED = {
     "pytest": {"glue"},
-    "_pytest": {"protocol", "internals"},
+    "_pytest": {"protocol", "internals", "succession"},
     "pluggy": {"glue"},
     "ctypes": {"kernel.libc"},
     "pyroute2": {"kernel.net"},

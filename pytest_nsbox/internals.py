@@ -308,6 +308,22 @@ def replay_warning(message: warnings.WarningMessage) -> None:
     warnings._showwarnmsg(message)  # type: ignore[attr-defined]
 
 
+def warn_at_fixture(fixture: Any, warning: Warning) -> None:
+    """Show a warning at a fixture's definition, as the user's filters want it; where they make it an error, too.
+
+    It is about this plugin, and fails no test.
+    """
+    code = getattr(fixture.func, "__code__", None)
+    place = (code.co_filename, code.co_firstlineno) if code is not None else (__file__, 1)
+    with warnings.catch_warnings(record=True) as log:
+        try:
+            warnings.warn_explicit(warning, None, *place)
+        except Warning:
+            log.append(warnings.WarningMessage(warning, type(warning), *place))
+    for message in log:
+        replay_warning(message)
+
+
 # --- what tests leave in the session ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import socket
 import stat
 import threading
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
 COSTLY: Final = 0.5  # seconds of set-up per test from which a fixture that moved into boxes is worth a warning
+
+
+_DEPENDS: Final = "depends on a fixture that lives in the box"
 
 
 class SandboxWarning(pytest.PytestWarning):
@@ -52,11 +54,15 @@ class Placement:
         self._box: dict[str, str] = dict.fromkeys(box, "ini sandbox_box_fixtures")
         self._running: list[_Seen] = []
         self._seen: list[_Seen] = []
-        self._children: dict[str, str] = {}
+        self._outside: dict[str, str] = {}  # what stayed in pytest's process for a reason
         self.watching = False
 
-    def lives_in_box(self, name: str) -> bool:
-        return name in self._box
+    def on_host(self, item: pytest.Item, names: Sequence[str]) -> list[str]:
+        """Those of an item's outer fixtures that are set up in pytest's process, as far as is known by now."""
+        if self._box:
+            for name in self._dependents(item, names, ()):
+                self._box.setdefault(name, _DEPENDS)
+        return [name for name in names if name not in self._box]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
@@ -73,14 +79,15 @@ class Placement:
         finally:
             self._running.pop()
         seen.seconds = time.perf_counter() - began
-        after = _Process.now()
+        after, name = _Process.now(), fixturedef.argname
         # What an inner fixture left was noted with that one.
-        if fixturedef.argname not in self._host and not any(
-            each.reason for each in self._seen if each.fixture.argname in seen.inside
-        ):
+        if not any(each.reason for each in self._seen if each.fixture.argname in seen.inside):
             seen.reason = after.left_since(before)
-        if after.children - before.children:
-            self._children[fixturedef.argname] = "started a process, which tests reach but cannot wait for"
+        if name in self._host:
+            kept = f"{seen.reason}; " if seen.reason else ""
+            self._outside[name], seen.reason = f"{kept}ini sandbox_host_fixtures", ""
+        elif after.children - before.children:
+            self._outside[name] = "started a process, which tests reach but cannot wait for"
         self._seen.append(seen)
         return result
 
@@ -93,19 +100,31 @@ class Placement:
         for name, seen in moved.items():
             self._box[name] = seen.reason
         for name in self._dependents(item, names, seen_now):
-            self._box.setdefault(name, "depends on a fixture that lives in the box")
-        for seen in reversed(seen_now):
-            if seen.fixture.argname in self._box:
-                internals.undo_fixture(item, seen.fixture, seen.request)
-        for name, seen in moved.items():
-            if seen.seconds > COSTLY:
-                warnings.warn(
-                    SandboxWarning(
-                        f"fixture {name!r} {seen.reason}, so every test sets it up in its own box, "
-                        f"{seen.seconds:.1f} s each; ini sandbox_host_fixtures = {name} keeps it outside"
-                    ),
-                    stacklevel=2,
-                )
+            self._box.setdefault(name, _DEPENDS)
+        undone = [seen for seen in reversed(seen_now) if seen.fixture.argname in self._box]
+        for seen in undone:
+            self._outside.pop(seen.fixture.argname, None)
+            internals.undo_fixture(item, seen.fixture, seen.request)
+        self._warn_of_costs(
+            [seen for seen in undone if not any(seen.fixture.argname in each.inside for each in undone)]
+        )
+
+    def _warn_of_costs(self, undone: Sequence[_Seen]) -> None:
+        """Say so if what moved into boxes takes long to set up there, once for each."""
+        seconds = sum(seen.seconds for seen in undone)
+        if seconds <= COSTLY:
+            return
+        names = [seen.fixture.argname for seen in reversed(undone)]
+        told = ", ".join(f"{name!r} {self._box[name]}" for name in names)
+        first = next((name for name in names if self._box[name] != _DEPENDS), names[0])
+        internals.warn_at_fixture(
+            undone[-1].fixture,
+            SandboxWarning(
+                f"fixture {told}, so every test sets {'it' if len(names) == 1 else 'them'} up in its own box, "
+                f'{seconds:.1f} s each; one box for a module (marker key scope="module") sets up once, and ini '
+                f"sandbox_host_fixtures = {first} keeps it outside"
+            ),
+        )
 
     def _dependents(self, item: pytest.Item, names: Sequence[str], seen: Sequence[_Seen]) -> list[str]:
         inside = {each.fixture.argname: set(each.inside) for each in seen}
@@ -123,7 +142,7 @@ class Placement:
     def tell(self) -> list[str]:
         """One line for each fixture that was placed for a reason, for ``-v``."""
         lines = [f"{name}: in the box of each test ({reason})" for name, reason in self._box.items()]
-        lines += [f"{name}: in pytest's process ({reason})" for name, reason in self._children.items()]
+        lines += [f"{name}: in pytest's process ({reason})" for name, reason in self._outside.items()]
         return lines
 
 

@@ -197,7 +197,7 @@ class Lockstep:
     def _set_up_outer_fixtures(self, item: pytest.Item, scope: str) -> None:
         __tracebackhide__ = True
         placement = self.placement
-        names = [name for name in internals.outer_fixture_names(item, scope) if not placement.lives_in_box(name)]
+        names = placement.on_host(item, list(internals.outer_fixture_names(item, scope)))
         if not names:
             return
         placement.watching = True

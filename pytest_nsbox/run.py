@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.client import SessionConfig, Warden
 
 WORKER_PROBLEMS: Final = "nsbox_problems"
+WORKER_PLACEMENTS: Final = "nsbox_placements"
 
 
 class Run:
@@ -39,6 +40,7 @@ class Run:
         self._base_temp_path: str | None = None
         self._wanted = False  # some test of this session runs in a box
         self.worker_problems: list[str] = []  # what xdist's workers found wrong with marks
+        self._placements: dict[str, None] = {}  # lines on where fixtures lived
 
     # --- configure
 
@@ -200,9 +202,16 @@ class Run:
         for problem in output.get(WORKER_PROBLEMS, ()):
             if problem not in self.worker_problems:
                 self.worker_problems.append(problem)
+        self._placements.update(dict.fromkeys(output.get(WORKER_PLACEMENTS, ())))
 
-    def tell_worker_problems(self, session: pytest.Session) -> None:
-        """In xdist's controller: marks that its workers could not read make the run a usage error."""
+    def finish(self, session: pytest.Session) -> None:
+        """In a worker of xdist, tell its controller where fixtures lived. There, marks that its workers could not read
+        make the run a usage error.
+        """
+        if self._placement is not None:
+            self._placements.update(dict.fromkeys(self._placement.tell()))
+        if self._is_worker and self._placements:
+            self._config.workeroutput[WORKER_PLACEMENTS] = list(self._placements)  # type: ignore[attr-defined]
         if self.worker_problems:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
@@ -212,10 +221,9 @@ class Run:
         """What the user is to know in the end besides the usage: problems of workers; with -v, where fixtures lived."""
         for problem in self.worker_problems:
             terminal.write_line(f"ERROR: {problem}", red=True)
-        placements = self._placement.tell() if self._placement is not None and self._config.option.verbose > 0 else []
-        if placements:
+        if self._placements and self._config.option.verbose > 0:
             terminal.write_sep("=", "sandbox: where fixtures lived")
-            for line in placements:
+            for line in self._placements:
                 terminal.write_line(line)
 
     def close(self) -> None:

@@ -224,6 +224,7 @@ def shown(lines: Sequence[str], directory: Path) -> list[str]:
             text = f"== {re.sub(r' in [0-9.]+s.*', '', ruler[1])} =="
         else:
             text = re.sub(r"\b\d+\.\d\ds\b", "<seconds>", made_equal(line, directory))
+            text = re.sub(r"cache from \d+:\d+:\d+ ago", "cache from <time> ago", text)
         if not ours and not line.startswith(HEADER):
             kept.append(text)
     return kept

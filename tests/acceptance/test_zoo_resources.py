@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.acceptance.comparing import ZOO, Runs
@@ -27,6 +29,13 @@ def test_verbose_tells_which_fixture_lives_where_and_why(runs: Runs):
             "*server: in pytest's process (started a process, which tests reach but cannot wait for)",
         ]
     )
+
+
+def test_where_fixtures_live_is_told_by_the_workers_of_xdist(runs: Runs):
+    runs.autoload()
+    boxed = runs.run(runs.write(RESOURCES, "boxed"), "-v", "-n2", "-k", "test_thread", "-p", "no:hypothesispytest")
+    boxed.result.assert_outcomes(passed=2)
+    assert boxed.result.outlines.count("worker: in the box of each test (started a thread)") == 1
 
 
 def test_the_ini_places_fixtures(runs: Runs):
@@ -57,14 +66,26 @@ def test_the_ini_places_fixtures(runs: Runs):
                 thread.join()
                 assert here() == HOST
 
+            @pytest.fixture(scope="session")
+            def depends(boxed):
+                return boxed, here()
+
             @pytest.mark.parametrize("number", [1, 2])
-            def test_both(boxed, hosted, number):
+            def test_both(depends, boxed, hosted, number):
                 assert boxed == here() != HOST
+                assert depends == (here(), here())
                 assert hosted == HOST
         """,
     }
-    boxed = runs.run(runs.write(suite, "boxed"))
+    boxed = runs.run(runs.write(suite, "boxed"), "-v")
     boxed.result.assert_outcomes(passed=2)
+    boxed.result.stdout.fnmatch_lines_random(
+        [
+            "boxed: in the box of each test (ini sandbox_box_fixtures)",
+            "depends: in the box of each test (depends on a fixture that lives in the box)",
+            "hosted: in pytest's process (started a thread; ini sandbox_host_fixtures)",
+        ]
+    )
 
 
 def test_a_costly_fixture_that_moves_into_boxes_is_warned_of(runs: Runs):
@@ -83,15 +104,29 @@ def test_a_costly_fixture_that_moves_into_boxes_is_warned_of(runs: Runs):
                 stop.set()
                 thread.join()
 
+            @pytest.fixture(scope="session")
+            def dear(costly):
+                time.sleep(0.2)
+
             def test_one(costly): pass
-            def test_two(costly): pass
+            def test_two(dear): pass
+            def test_three(dear): pass
         """
     }
-    boxed = runs.run(runs.write(suite, "boxed"))
-    boxed.result.assert_outcomes(passed=2, warnings=1)
-    boxed.result.stdout.fnmatch_lines(
-        ["*SandboxWarning: fixture 'costly' started a thread, so every test sets it up in its own box, 0.* s each*"]
-    )
+    # A suite that makes errors of warnings has the same outcome with boxes.
+    boxed = runs.run(runs.write(suite, "boxed"), "-W", "error")
+    boxed.result.assert_outcomes(passed=3, warnings=1)
+    text = " ".join(boxed.result.outlines)
+    assert "SandboxWarning: fixture 'costly' started a thread, so every test sets it up in its own box, 0." in text
+    assert (
+        'one box for a module (marker key scope="module") sets up once, and ini sandbox_host_fixtures = costly keeps it'
+    ) in text
+    assert re.search(r"test_costly\.py:\d+: SandboxWarning", text)
+    silent = runs.run(runs.write(suite, "boxed"), "-W", "ignore::pytest_nsbox.placement.SandboxWarning")
+    silent.result.assert_outcomes(passed=3, warnings=0)
+    grouped = runs.run(runs.write(suite, "boxed"), "--sandbox-set=scope=module", "--durations=0", "-vv")
+    grouped.result.assert_outcomes(passed=3, warnings=1)
+    assert sum("setup" in line and line > "0.5" for line in grouped.result.outlines if "s setup " in line) == 1
 
 
 def test_polling_a_server_of_the_host_says_that_it_cannot_be_done(runs: Runs):

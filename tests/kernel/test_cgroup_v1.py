@@ -79,3 +79,11 @@ def test_a_frozen_process_is_thawed_to_be_killed(session):
         views(node)["freezer"].joinpath("freezer.state").write_text("FROZEN")
         node.remove()
         assert process.wait(10) == -signal.SIGKILL
+
+
+def test_the_peak_of_memory_can_begin_anew(session):
+    with node_of(session, Spec()) as node:
+        run(node, "bytearray(64 << 20)")
+        assert int(node.read()["memory.max_usage_in_bytes"]) > 64 << 20
+        node.reset_peaks()
+        assert int(node.read()["memory.max_usage_in_bytes"]) < 64 << 20

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_nsbox.policy.spec import Spec
-from pytest_nsbox.policy.usage import NAMES, as_properties, complete, from_properties, hits, parse
+from pytest_nsbox.policy.usage import NAMES, as_properties, complete, from_properties, hits, parse, since
 
 V1 = {
     "cpuacct": {
@@ -91,3 +91,17 @@ FILES = [*V2, *(file for files in V1.values() for file in files)]
 def test_any_text_in_a_counter_file_is_read_or_passed_over(raw):
     assert set(parse(raw)) <= set(NAMES)
     hits(raw)
+
+
+def test_what_was_used_since_a_reading_is_the_difference_but_of_a_peak():
+    before = {"cpu_s": 1.0, "oom_kills": 1, "memory_peak_bytes": 500, "pids_peak": 7}
+    now = {"cpu_s": 1.5, "oom_kills": 1, "memory_peak_bytes": 300, "pids_peak": 7, "io_read_bytes": 9}
+    assert since(before, now) == {
+        "cpu_s": 0.5,
+        "oom_kills": 0,
+        "memory_peak_bytes": 300,
+        "pids_peak": 7,
+        "io_read_bytes": 9,
+    }
+    assert since({}, now) == now
+    assert since({"cpu_s": 2.0}, {"cpu_s": 1.0}) == {"cpu_s": 0}

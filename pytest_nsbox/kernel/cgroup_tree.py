@@ -291,5 +291,13 @@ def remove_quietly(groups: Iterable[Group]) -> None:
         return
 
 
+def remove_parents_quietly(chain: Sequence[Group]) -> None:
+    """Do what `remove_parents` does, while an error is on its way: that error is the one to tell."""
+    try:
+        remove_parents(chain)
+    except KernelError:
+        return
+
+
 def _kernel_error(call: str, target: str, error: OSError) -> KernelError:
     return KernelError(call, target, error.errno or errno.EIO)

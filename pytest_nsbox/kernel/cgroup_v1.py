@@ -19,7 +19,7 @@ from pytest_nsbox.kernel.cgroup_tree import (
     Group,
     chain_of,
     make_parents,
-    remove_parents,
+    remove_parents_quietly,
     remove_quietly,
 )
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
@@ -94,7 +94,7 @@ class Hierarchy:
                 if error.errno == errno.ENOENT and attempts_left:
                     continue
                 remove_quietly(made)
-                remove_parents(chain)
+                remove_parents_quietly(chain)
                 raise
         self.group = group
         return group

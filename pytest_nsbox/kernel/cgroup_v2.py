@@ -104,10 +104,18 @@ class SessionV2(Session):
             self._enable((JOINED | needed) & available)
             self.controllers = available - frozenset(self.problems)
         except KernelError as error:
-            self.close()
+            try:
+                self.close()
+            except KernelError as second:
+                # Where no group can be made none can be removed: the first refusal is the one to tell.
+                if second.errno not in DENIED or error.errno not in DENIED:
+                    raise
             if error.errno not in DENIED:
                 raise
-            self.problems[""] = f"{error}; run as root, or in a delegated group: {_DELEGATE}"
+            fix = "mount it read-write: mount -o remount,rw, or docker run --privileged"
+            if error.errno != errno.EROFS:
+                fix = f"run as root, or in a delegated group: {_DELEGATE}"
+            self.problems[""] = f"{error}; {fix}"
             self.controllers = frozenset()
 
     def make(self, box: str, writes: Sequence[Write], owner: int | None, counted: frozenset[str] = frozenset()) -> Node:

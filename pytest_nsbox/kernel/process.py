@@ -136,6 +136,20 @@ def leave_session_keyring() -> None:
             raise
 
 
+def keep_oom_score() -> None:
+    """Keep processes that we fork, and that lose their rights, from getting a lower score than ours is now when the
+    kernel looks for a process to kill: set with CAP_SYS_RESOURCE, it is the lowest from then on. Source: proc(5).
+    """
+    try:
+        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+            score = file.read()
+            file.seek(0)
+            file.write(score)
+    except OSError:
+        # As low as ours they may have it; a lower one they could have had without us too.
+        return
+
+
 def has_terminal_to_type_into() -> bool:
     """Say if we have a controlling terminal that the kernel lets us put input into (TIOCSTI, ioctl_tty(2))."""
     try:

@@ -113,6 +113,8 @@ class Warden:
             raise
         finally:
             theirs.close()
+        # A test that the memory limit does not kill would wait for memory for ever.
+        process.keep_oom_score()
         warden = cls(m.Channel(ours), pid, config)
         # It prepares its session while we do other things. If it died, the first box tells.
         with suppress(OSError):

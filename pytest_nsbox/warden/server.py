@@ -263,8 +263,10 @@ class Server:
         if pid == 0:
             try:
                 self.channel.close()
+                from pytest_nsbox.warden.artifacts import copy_artifacts
+
                 try:
-                    report = enter.copy_artifacts(box, request.globs, request.workdir, request.artifacts)
+                    report = copy_artifacts(box, request.globs, request.workdir, request.artifacts)
                 except (KernelError, OSError) as error:
                     report = ([], [str(error)])
                 with open(writer, "wb") as file:

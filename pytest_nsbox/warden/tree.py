@@ -20,7 +20,7 @@ import stat
 from pytest_nsbox.kernel import files
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.policy import plan as plans
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,6 +238,8 @@ class _Builder:
 
     def bind(self, op: plans.Bind) -> None:
         source = f"volumes/{op.source}" if op.kind == "volume" else op.source
+        if op.kind == "bind" and not op.shared and not os.path.exists(source):
+            raise BoxFailed(f"volumes: '{source}:{op.target}': there is no {source} on the host, and boxes make no SRC")
         mount = self.session.host.clone_for_box(
             source, shifted=self.shifted, readonly=op.readonly, user=self.tree.plan.user if op.shared else None
         )

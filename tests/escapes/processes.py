@@ -15,7 +15,19 @@ from contextlib import contextmanager
 
 from tests.escapes.attempt import HeldError, Place, attempt
 from tests.escapes.machine import become_the_user
-from tests.escapes.system import NEWNET, NEWNS, NEWPID, NEWUSER, C, address_of, call, setns, syscall, unshare
+from tests.escapes.system import (
+    NEWNET,
+    NEWNS,
+    NEWPID,
+    NEWUSER,
+    C,
+    address_of,
+    call,
+    setns,
+    syscall,
+    unshare,
+    write_file,
+)
 
 PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
 NS_GET_USERNS, NS_GET_PARENT = 0xB701, 0xB702
@@ -63,6 +75,27 @@ def limits_of_a_host_process(at: Place) -> None:
     import resource
 
     resource.prlimit(at.victim, resource.RLIMIT_NOFILE)
+
+
+@attempt("EPERM", absent=("EPERM",))
+def own_limits_raised(at: Place) -> None:
+    """Also out of reach outside, where root has no CAP_SYS_RESOURCE."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (1, 1))
+    try:
+        resource.setrlimit(resource.RLIMIT_MSGQUEUE, (2, 2))
+    except ValueError as error:
+        raise OSError(errno.EPERM, str(error)) from None
+
+
+@attempt(
+    "EACCES",
+    absent=("EACCES",),
+    open_because="pytest may lower its score and has no CAP_SYS_RESOURCE, without which that cannot be taken away",
+)
+def spared_when_memory_is_short(at: Place) -> None:
+    write_file("/proc/self/oom_score_adj", "-1000")
 
 
 @attempt("EPERM")

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_nsbox.kernel import cgroup
+from pytest_nsbox.kernel import cgroup, libc, mount, namespaces
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes
 from pytest_nsbox.policy.spec import Spec
 from tests.kernel.cgroups import FailingFiles, groups_below, opened, parent
 
 pytestmark = pytest.mark.needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
+
+MS_BIND_REMOUNT_RDONLY = 4096 | 32 | 1
+READ_WRITE = "mount it read-write: mount -o remount,rw, or docker run --privileged"
 
 BELOW = f"{parent() or ''}/faulty/parent"
 SPEC = Spec(mem=64 * 1024 * 1024, pids=20, cpu=0.5)
@@ -97,3 +100,33 @@ def test_a_box_that_could_not_be_made_can_be_made_the_next_time():
 
 def make_and_remove(session):
     session.make("box", cgroup_writes(SPEC, session.version), None).remove()
+
+
+def test_groups_on_a_read_only_mount_are_told_by_the_call_that_made_none():
+    below = f"{parent() or ''}/mounted-read-only/parent"
+    reader, writer = os.pipe()
+    first = cgroup.open_session(below, "first")
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                namespaces.unshare(namespaces.NEWNS)
+                mount.make_private("/")
+                for found in cgroup.find_mounts():
+                    libc.call("mount", "remount,ro", None, found.point.encode(), None, MS_BIND_REMOUNT_RDONLY, None)
+                session = cgroup.open_session(below, "second")
+                session.open_screens()
+                os.write(writer, "\n".join({*session.problems.values()}).encode())
+                session.close()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+    finally:
+        first.close()
+    os.close(writer)
+    with open(reader, encoding="utf-8") as file:
+        texts = file.read().splitlines()
+    assert texts
+    for text in texts:
+        assert text.startswith("mkdir /sys/fs/cgroup"), text
+        assert text.endswith(": Read-only file system; " + READ_WRITE), text

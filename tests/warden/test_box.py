@@ -294,7 +294,8 @@ def test_a_named_volume_lasts_from_box_to_box(warden: Warden) -> None:
 
 
 def test_a_missing_volume_is_named(warden: Warden) -> None:
-    with pytest.raises(BoxFailed, match=r"^open_tree /does/not/exist: No such file or directory$"):
+    text = r"^volumes: '/does/not/exist:/x': there is no /does/not/exist on the host, and boxes make no SRC$"
+    with pytest.raises(BoxFailed, match=text):
         warden.acquire(Spec(volumes=(Volume("/does/not/exist", "/x"),)))
 
 
@@ -482,6 +483,9 @@ def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(
         os.symlink(secret, "/out/link.txt")
         os.mkfifo("/out/fifo.txt")
         os.chmod("/out/log.txt", 0o640)
+        os.symlink("/proc/1/environ", "/out/environ.txt")
+        os.symlink("/proc/version", "/out/status.txt")
+        os.symlink("/sys/kernel/mm/transparent_hugepage/enabled", "/out/sysfs.txt")
 
     monkeypatch.chdir(tmp_path)
     box = warden.acquire(Spec(artifacts=("here/**/*.txt", "/out/sub", "/out/*.txt", "../../etc/passwd", "none*")))
@@ -495,7 +499,40 @@ def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(
     assert (target / "out" / "link.txt").read_text() == "box"
     assert stat.S_IMODE((target / "out" / "log.txt").stat().st_mode) == 0o640
     assert sorted(released.artifacts) == [*(f"/{name}" for name in files[1:]), f"{tmp_path}/here/deep/er.txt"]
-    assert released.problems == ()
+    # What root of the box may not read is not read for it, and what is no file on a disk is not copied.
+    assert sorted(released.problems) == [
+        "/out/environ.txt: [Errno 13] Permission denied: '/out/environ.txt'",
+        "/out/status.txt: [Errno 22] the kernel's, and not a file on a disk",
+        "/out/sysfs.txt: [Errno 22] the kernel's, and not a file on a disk",
+    ]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in [target, *target.rglob("*")] if path.is_dir()} == {0o755}
+
+
+def test_artifacts_are_copied_with_their_holes(warden: Warden, tmp_path: Path) -> None:
+    def work() -> None:
+        with open("/sparse", "wb") as file:
+            file.write(b"begin")
+            file.seek(1 << 36)
+            file.write(b"end")
+        Path("/locked").write_text("x")
+        os.chmod("/locked", 0)
+        os.chown("/locked", 1000, 1000)
+
+    box = warden.acquire(Spec(artifacts=("/sparse", "/locked", "/missing")))
+    try:
+        run_in(box, work)
+        box.kill()
+    finally:
+        released = box.release(artifacts_to=str(tmp_path))
+    assert (released.artifacts, released.problems) == (("/sparse", "/locked"), ())
+    at = (tmp_path / "sparse").stat()
+    assert at.st_size == (1 << 36) + 3
+    assert at.st_blocks < 1000
+    with open(tmp_path / "sparse", "rb") as file:
+        assert file.read(5) == b"begin"
+        file.seek(1 << 36)
+        assert file.read() == b"end"
+    assert (tmp_path / "locked").read_text() == "x"
 
 
 def test_other_boxes_layers_are_out_of_reach(warden: Warden) -> None:

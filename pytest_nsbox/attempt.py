@@ -42,6 +42,9 @@ class Attempt:
         self.ended = False  # no process of the test is left to wait for
         self.timed_out = False
         self.died = False  # before its last frame
+        self.failed = False  # in some phase, or died
+        self.keeps = False  # what it changed is wanted if it fails
+        self.kept = ""  # where
         self.oom_told = False  # a failed report says already that the kernel killed something
         self.stacks = ""  # of all threads, when it timed out
         self.backstop: Backstop | None = None  # another plugin's limit, enforced from outside
@@ -139,7 +142,7 @@ class Attempt:
     def end_box(self) -> None:
         """Kill what is left in the box, unless files are to be copied out of it yet: then the release does."""
         assert self.box is not None
-        if not self.spec.artifacts:
+        if not self.spec.artifacts and not (self.keeps and self.failed):
             self.box.kill()
 
 

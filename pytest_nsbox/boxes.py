@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_nsbox.attempt import Attempt
+    from pytest_nsbox.kept import Kept
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.warden.client import Box, Released, Warden
 
@@ -33,7 +34,8 @@ STACKS_PATIENCE: Final = 1.0  # seconds for faulthandler to write the stacks of 
 class Boxes:
     """The boxes of one session."""
 
-    def __init__(self, config: pytest.Config, start_warden: Callable[[], Warden]) -> None:
+    def __init__(self, config: pytest.Config, start_warden: Callable[[], Warden], kept: Kept | None = None) -> None:
+        self.kept = kept  # where files of failed tests go, if they are kept
         self._config = config
         self._start_warden = start_warden
         self._warden: Warden | None = None
@@ -182,6 +184,8 @@ class Boxes:
             files_changed=released.files_changed,
         )
         results.attach(report, usage.as_properties(used), attempt.spec.to_json())
+        if attempt.kept:
+            results.tell_kept(report, attempt.kept)
         told = [*(f"copied {path}" for path in released.artifacts), *released.problems]
         if told:
             report.sections.append(("sandbox artifacts", "\n".join(told)))
@@ -194,7 +198,9 @@ class Boxes:
         wanted = attempt.spec.artifacts
         root = self._config.rootpath / ARTIFACTS
         artifacts = os.fspath(root / artifacts_path(attempt.item.nodeid)) if wanted else ""
-        attempt.box.begin_release(artifacts, ends=not attempt.lapped)
+        if attempt.keeps and attempt.failed and not attempt.kept and self.kept is not None:
+            attempt.kept = self.kept.place(artifacts_path(attempt.item.nodeid))
+        attempt.box.begin_release(artifacts, ends=not attempt.lapped, keep=attempt.kept)
 
     def finish_lap(self, attempt: Attempt) -> None:
         """Take what the warden says of a test whose last report was never made, if it is due. Raises BoxFailed."""

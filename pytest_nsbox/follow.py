@@ -60,6 +60,7 @@ class Follower:
                 raise self._interrupt(attempt) from None
             except BaseException:
                 # A signal handler's exception, such as pytest-timeout's: the test ends with it.
+                attempt.failed = True
                 attempt.end_box()
                 attempt.signal(signal.SIGKILL)
                 attempt.reap()
@@ -95,13 +96,16 @@ class Follower:
             report = self._read_report(attempt, frame)
             assert report.when is not None
             if report.failed:
+                attempt.failed = True
                 self._boxes.blame_oom(attempt, report)
             attempt.reports[report.when] = report
             attempt.sections = list(report.sections)
             if (self.output_in_step or attempt.grouped) and report.when == "teardown":
                 self._say_go(attempt)
         elif kind == "log":
-            attempt.item.ihook.pytest_runtest_logreport(report=report_from_data(self.config, frame["report"]))
+            report = report_from_data(self.config, frame["report"])
+            attempt.failed = attempt.failed or report.failed
+            attempt.item.ihook.pytest_runtest_logreport(report=report)
             if self.output_in_step:
                 self._say_go(attempt)
         elif kind == "ask":
@@ -187,7 +191,7 @@ class Follower:
 
     def _died(self, attempt: Attempt) -> None:
         """The test's process ended before its last frame."""
-        attempt.stopped, attempt.died = time.perf_counter(), True
+        attempt.stopped, attempt.died, attempt.failed = time.perf_counter(), True, True
         status = attempt.reap()
         self._terminal.take_back()
         attempt.end_box()
@@ -195,7 +199,7 @@ class Follower:
 
     def _time_out(self, attempt: Attempt) -> None:
         """Collect the stacks of the test's threads, then kill everything in the box."""
-        attempt.timed_out = True
+        attempt.timed_out = attempt.failed = True
         attempt.stacks = self._boxes.stacks(attempt)
         attempt.end_box()
         attempt.signal(signal.SIGKILL)

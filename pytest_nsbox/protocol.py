@@ -148,6 +148,7 @@ class Lockstep:
         if spec is None:
             return caller(**kwargs)
         attempt = item.stash[ATTEMPT] = Attempt(item, spec)
+        attempt.keeps = self._boxes.kept is not None
         ordinary = item.setup
         item.setup = partial(self._setup_in_box, attempt, ordinary)  # type: ignore[method-assign]
         try:

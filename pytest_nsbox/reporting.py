@@ -166,6 +166,7 @@ class Summary:
         self._host = host
         self._json_problem = ""
         self.results = Results()
+        self._kept: list[tuple[str, str]] = []  # nodeid and path
         self.notes: list[str] = []  # lines for the user, shown once collection is over
 
     def pytest_report_collectionfinish(self) -> list[str]:
@@ -175,6 +176,9 @@ class Summary:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember a report."""
         self.results.add(report)
+        kept = getattr(report, "sandbox_kept", None)
+        if kept is not None:
+            self._kept.append((report.nodeid, kept))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the JSON file; a file that cannot be written makes an otherwise good run exit with 4."""
@@ -198,6 +202,11 @@ class Summary:
             for (_, usage), line in zip(shown, lines, strict=True):
                 terminalreporter.write_line(line, red=bool(usage.get("oom_kills")))
             terminalreporter.write_line(table.totals(boxed))
+        if self._kept:
+            terminalreporter.write_sep("=", "sandbox: files of failed tests")
+            for nodeid, path in self._kept:
+                terminalreporter.write_line(f"{nodeid}: {path}")
+            terminalreporter.write_line("rm -r takes them away; nothing else does")
         if self._json_problem:
             terminalreporter.write_line(self._json_problem, red=True)
         elif self._json_path is not None and self.results.all():

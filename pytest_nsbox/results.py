@@ -42,6 +42,12 @@ def attach(report: pytest.TestReport, properties: Iterable[tuple[str, object]], 
         report.__dict__["sandbox_limits"]["ulimits"] = {name: [soft, hard] for name, soft, hard in ulimits}
 
 
+def tell_kept(report: pytest.TestReport, path: str) -> None:
+    """Put on its report where the files of a failed test are kept."""
+    report.sections.append(("sandbox kept", path))
+    report.__dict__["sandbox_kept"] = path
+
+
 # --- collected results ----------------------------------------------------------------------------------------------
 
 _RANKS = {"passed": 1, "skipped": 2, "xfailed": 2, "xpassed": 2, "rerun": 3, "error": 4, "failed": 5}

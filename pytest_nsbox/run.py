@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.kept import Kept
     from pytest_nsbox.placement import Placement
     from pytest_nsbox.protocol import Lockstep
     from pytest_nsbox.warden.client import SessionConfig, Warden
@@ -126,7 +127,7 @@ class Run:
         from pytest_nsbox.protocol import Lockstep
 
         self._base_temp_path = self._base_temp()
-        self._boxes = Boxes(self._config, self._configured_warden)
+        self._boxes = Boxes(self._config, self._configured_warden, self._make_kept())
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
         self._config.pluginmanager.register(self._placement, "nsbox-placement")
         if self._config.pluginmanager.hasplugin("timeout"):
@@ -143,6 +144,13 @@ class Run:
             self._boxes.close()
             self._boxes = self._warden = None
             self._remove_links()
+
+    def _make_kept(self) -> Kept | None:
+        if not self._settings.keep:
+            return None
+        from pytest_nsbox.kept import Kept
+
+        return Kept(tempfile.gettempdir())
 
     def _configured_warden(self) -> Warden:
         """The warden, told of the paths that are known only now."""

@@ -98,6 +98,7 @@ class Turns:
         assert previous is not None
         attempt = group.attempt = item.stash[ATTEMPT] = Attempt(item, spec)
         attempt.follow(previous)
+        attempt.keeps = previous.keeps
         item._report_sections.clear()  # the child's reports hold them
         output.pause_faulthandler_timer(self._config)
         timeout = timeouts.told(item)

@@ -264,14 +264,12 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
         "--sandbox-set=mem=lots",
         "--sandbox-set=rootfs=alpine",
         "--sandbox-html=x",
-        "--sandbox-keep",
         "--sandbox-shell",
     )
     text = "\n".join(found)
     known = ", ".join(KEYS)
     for expected in (
         "--sandbox-html: not supported by this version: the report page",
-        "--sandbox-keep: not supported by this version: keeping the scratch of failed tests",
         "--sandbox-shell: not supported by this version: a shell inside a box",
         *(
             []
@@ -289,7 +287,7 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
         "--sandbox-set 'rootfs=alpine': rootfs='alpine': not supported by this version: rootfs images",
     ):
         assert expected in text
-    assert len(found) == (12 if PYTEST_CHECKS_TYPES else 14)
+    assert len(found) == (11 if PYTEST_CHECKS_TYPES else 13)
 
 
 @pytest.mark.parametrize("option", ["--sandbox-unavailable=foo", "--sandbox-set=foo", "--sandbox-set=net=False"])

@@ -29,6 +29,7 @@ from pytest_nsbox.policy.errors import KernelError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Callable, Sequence
 
     from pytest_nsbox.warden.box import Box
 
@@ -43,47 +44,71 @@ def copy_artifacts(box: Box, globs: tuple[str, ...], workdir: str, destination: 
     For a process of its own. A relative glob starts at `workdir`, and its matches keep their path from there; those of
     an absolute one keep it from "/".
     """
+    if not globs:
+        return [], []
+    return _copy_found(box, lambda finder: finder.find(globs, workdir), destination, 0o755)
+
+
+def keep_changes(box: Box, changes: Sequence[tuple[str, str]], destination: str) -> list[str]:
+    """Copy the regular files, symlinks and directories among `changes` of the box's root to root/ in the host's
+    directory `destination`, and write a list of all changes beside it; return what went wrong.
+
+    For a process of its own.
+    """
+    os.makedirs(destination, mode=0o700, exist_ok=True)
+    with open(f"{destination}/changes.txt", "wb") as file:
+        file.writelines(os.fsencode(f"{kind} {path}\n") for kind, path in changes)
+    paths = [path for kind, path in changes if kind != "D"]
+    return _copy_found(box, lambda finder: finder.offer_each(paths), f"{destination}/root", 0o755)[1]
+
+
+def _copy_found(box: Box, find: Callable[[_Finder], None], destination: str, mode: int) -> tuple[list[str], list[str]]:
     os.umask(0o022)
-    os.makedirs(destination, mode=0o755, exist_ok=True)
+    os.makedirs(destination, mode=mode, exist_ok=True)
     target = files.open_directory(destination)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
             ours.close()
-            _Finder(theirs).find(box, globs, workdir)
+            finder = _Finder(theirs)
+            if finder.enter(box):
+                find(finder)
         finally:
             os._exit(0)
     theirs.close()
     copied: list[str] = []
     problems: list[str] = []
     while (found := _receive(ours)) is not None:
-        source, name, problem, fd = found
-        if fd < 0:
+        source, name, problem, link, fd = found
+        if problem:
             problems.append(f"{source}: {problem}")
             continue
         try:
-            _copy(fd, name, target)
+            _copy(fd, name, link, target)
             copied.append(source)
         except OSError as error:
             problems.append(f"{source}: {error}")
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
     os.waitpid(pid, 0)
     return copied, problems
 
 
-def _receive(sock: socket) -> tuple[str, str, str, int] | None:
-    """Return path in the box, path of the copy, what went wrong, and a descriptor (else -1); None at the end."""
+def _receive(sock: socket) -> tuple[str, str, str, str, int] | None:
+    """Return path in the box, path of the copy, what went wrong, where a symlink leads, and a regular file's
+    descriptor (else -1); None at the end.
+    """
     data, ancillary, _, _ = sock.recvmsg(_MESSAGE, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
     if not data:
         return None
-    source, name, problem = marshal.loads(data)
+    source, name, problem, link = marshal.loads(data)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             fds.frombytes(content)
-    return source, name, problem, fds[0] if fds else -1
+    return source, name, problem, link, fds[0] if fds else -1
 
 
 class _Finder:
@@ -93,18 +118,39 @@ class _Finder:
         self._sock = sock
         self._seen: set[str] = set()
 
-    def find(self, box: Box, globs: tuple[str, ...], workdir: str) -> None:
-        """Send what matches."""
+    def enter(self, box: Box) -> bool:
+        """Become root of the box; say if that was possible."""
         # Imported before the box is entered, since then Python's own files are the box's.
-        import glob
+        import glob  # noqa: F401
 
         try:
             namespaces.setns(box.pidfd, box.namespaces & (namespaces.NEWUSER | namespaces.NEWNS))
             if box.namespaces & namespaces.NEWUSER:
                 process.become(0, 0)
+            process.die_with_parent()
         except KernelError as error:
-            self._tell("artifacts", error)
-            return
+            self._tell("files of the box", error)
+            return False
+        return True
+
+    def offer_each(self, paths: Sequence[str]) -> None:
+        """Send what is at `paths`, without what is in directories. Of other kinds of files only a list can tell."""
+        for path in paths:
+            try:
+                at = os.lstat(path)
+                if stat.S_ISREG(at.st_mode):
+                    self._send(path, path[1:])
+                elif stat.S_ISLNK(at.st_mode):
+                    self._sock.send(marshal.dumps((path, path[1:], "", os.readlink(path))))
+                elif stat.S_ISDIR(at.st_mode):
+                    self._sock.send(marshal.dumps((path, f"{path[1:]}/", "", "")))
+            except OSError as error:
+                self._tell(path, error)
+
+    def find(self, globs: tuple[str, ...], workdir: str) -> None:
+        """Send what matches."""
+        import glob
+
         for pattern in globs:
             start = "/" if pattern.startswith("/") else workdir
             for match in glob.iglob(pattern.lstrip("/"), root_dir=start, recursive=True):
@@ -114,7 +160,7 @@ class _Finder:
                     self._tell(match, error)
 
     def _tell(self, source: str, error: object) -> None:
-        self._sock.send(marshal.dumps((source[:4096], "", str(error)[:4096])))
+        self._sock.send(marshal.dumps((source[:4096], "", str(error)[:4096], "")))
 
     def _offer(self, source: str, name: str) -> None:
         if name.startswith("..") or source in self._seen:
@@ -141,14 +187,16 @@ class _Finder:
             # File systems without blocks are the kernel's own: what they tell is no file, and need not have an end.
             if os.fstatvfs(fd).f_blocks == 0:
                 raise OSError(errno.EINVAL, "the kernel's, and not a file on a disk")
-            message = marshal.dumps((source, name, ""))
+            message = marshal.dumps((source, name, "", ""))
             self._sock.sendmsg([message], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
         finally:
             os.close(fd)
 
 
-def _copy(source: int, name: str, target: int) -> None:
-    """Copy what `source` is open on to `name` below the directory `target`."""
+def _copy(source: int, name: str, link: str, target: int) -> None:
+    """Copy what `source` is open on to `name` below the directory `target`; make a symlink if there is a `link`, and
+    only directories if the name ends with a slash.
+    """
     *parents, base = name.split("/")
     directory = os.dup(target)
     try:
@@ -158,6 +206,11 @@ def _copy(source: int, name: str, target: int) -> None:
             below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             os.close(directory)
             directory = below
+        if not base:
+            return
+        if link:
+            os.symlink(link, base, dir_fd=directory)
+            return
         at = os.fstat(source)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         writer = os.open(base, flags, at.st_mode & 0o777 | 0o600, dir_fd=directory)

@@ -161,16 +161,17 @@ class Box:
         answer = self._warden.ask(m.Compare(self._warden.next_number(), self.name), m.Changes)
         return [(kind, path) for kind, path in answer.changes]
 
-    def begin_release(self, artifacts_to: str = "", *, ends: bool = True) -> None:
+    def begin_release(self, artifacts_to: str = "", *, ends: bool = True, keep: str = "") -> None:
         """Ask the warden for `release` without waiting for its answer; its work goes on meanwhile.
 
         ends  False: the box lives on, with new peaks; `release` returns what it used, and may be asked for again
+        keep  the directory that copies of all changed files go to, made if it is missing
         """
         if self._releasing is None:
             number = self._warden.next_number()
             workdir = self.spec.workdir or _working_directory() or "/"
             globs = self.spec.artifacts if artifacts_to else ()
-            request = m.Release(number, self.name, globs, artifacts_to, workdir, ends)
+            request = m.Release(number, self.name, globs, artifacts_to, workdir, ends, keep)
             self._releasing = number
             try:
                 self._warden.tell(request)

@@ -92,6 +92,7 @@ class Release:
     workdir    where relative globs start
     ends       False: the box goes on, and the next answer tells only of paths changed since, and of peaks where the
                kernel can begin them anew
+    keep       the host's directory that copies of all changed files go to; "" for none
     """
 
     number: int
@@ -100,6 +101,7 @@ class Release:
     artifacts: str = ""
     workdir: str = "/"
     ends: bool = True
+    keep: str = ""
 
 
 @record

@@ -239,8 +239,8 @@ class Server:
     def _release(self, request: m.Release) -> None:
         box = self._box(request)
         texts = box.node.read()
-        if request.globs and request.artifacts and not box.reaped:
-            self._copy_artifacts(request, box, texts)
+        if ((request.globs and request.artifacts) or request.keep) and not box.reaped:
+            self._copy_out(request, box, texts)
             return
         self._released(request, box, texts, (), ())
 
@@ -256,17 +256,20 @@ class Server:
             box.seen = frozenset(changes)
             box.node.reset_peaks()
 
-    def _copy_artifacts(self, request: m.Release, box: Box, texts: dict[str, str]) -> None:
+    def _copy_out(self, request: m.Release, box: Box, texts: dict[str, str]) -> None:
         """Copy in a process of its own, since it enters the box; the answer follows when it is done."""
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 self.channel.close()
-                from pytest_nsbox.warden.artifacts import copy_artifacts
+                from pytest_nsbox.warden.artifacts import copy_artifacts, keep_changes
 
                 try:
+                    self.doors.die_with_parent()
                     report = copy_artifacts(box, request.globs, request.workdir, request.artifacts)
+                    if request.keep:
+                        report[1].extend(keep_changes(box, self._changes(box), request.keep))
                 except (KernelError, OSError) as error:
                     report = ([], [str(error)])
                 with open(writer, "wb") as file:

@@ -24,6 +24,7 @@ KNOWN = {
     "start",
     "stop",
     "sandbox_limits",
+    "sandbox_kept",
     "item_index",
     "node",
     "worker_id",

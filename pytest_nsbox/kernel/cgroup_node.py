@@ -26,6 +26,8 @@ _FIXES = {
 
 
 _SCREEN = "screen"
+# A JVM takes itself to be in no container unless it finds these too, with or without a limit.
+_WANTED = frozenset({"cpu", "cpuset"})
 
 
 class Node:
@@ -142,6 +144,8 @@ class Session:
     problems     {controller: why it cannot be used, and the fix}
     beside       hierarchies that no limit needs
     screens      see `open_screens`
+    screened     (directory name below /sys/fs/cgroup, path to bind there), as `Node.views`, of those screens that boxes
+                 without a group of their own show
     """
 
     version = 2
@@ -154,6 +158,7 @@ class Session:
         self.problems: dict[str, str] = {}
         self.beside: list[Hierarchy] = []
         self.screens: tuple[int, ...] = ()
+        self.screened: list[tuple[str, str]] = []
 
     def open_screens(self) -> None:
         """Make a screen in each hierarchy that not every box has a group in: an empty group, which belongs to root.
@@ -173,6 +178,8 @@ class Session:
                 raise
             hierarchy.fill(group)
             self.screens += (group.open(hierarchy.door, os.O_WRONLY),)
+            if hierarchy.controllers & _WANTED:
+                self.screened.append((hierarchy.view, group.path))
 
     def unjoined(self) -> list[Hierarchy]:
         """Return the hierarchies that not every box has a group in."""

@@ -218,6 +218,7 @@ class Plan:
     privileged  whether root in the box is ours, with all rights
     sockets   whether the host's unix sockets can be reached
     reusable  whether a tree that was left unchanged can serve another box
+    limited   whether a runtime finds a limit to go by in its cgroups
     live      whether /proc and sysinfo(2) speak of the box's limits, see warden/view.py
     counted   cgroup controllers whose counts are wanted, without a limit
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
@@ -232,6 +233,7 @@ class Plan:
     sockets: bool = True
     reusable: bool = True
     user: tuple[int, int] | None = None
+    limited: bool = False
     live: bool = False
     counted: frozenset[str] = frozenset()
 
@@ -280,6 +282,7 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
         sockets=not own_net,
         reusable=spec.disk is None and not spec.tmpfs and not spec.privileged,
         user=(user.uid, user.gid) if user is not None and user.uid != 0 else None,
+        limited=any(limit is not None for limit in (spec.cpu, spec.cpuset, spec.mem)),
         live=live,
         counted=frozenset({"blkio", "io"}) if live else frozenset(),
     )

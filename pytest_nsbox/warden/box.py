@@ -116,7 +116,7 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
         try:
             pid, pidfd = session.doors.clone3(box.namespaces)
             if pid == 0:
-                init.run(session.doors, plan, theirs.fileno(), box.tree.place, _shown(box))
+                init.run(session.doors, plan, theirs.fileno(), box.tree.place, _shown(session, box))
             box.pid, box.pidfd = pid, pidfd
             undo.add(lambda: end(box))
         finally:
@@ -125,10 +125,13 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
         theirs.close()
 
 
-def _shown(box: Box) -> init.Shown:
+def _shown(session: Session, box: Box) -> init.Shown:
+    own = {name for name, _ in box.node.views}
+    screened = session.cgroups.screened if session.cgroups is not None and box.tree.plan.limited else ()
+    screens = tuple(view for view in screened if view[0] not in own)
     if box.view is None:
-        return init.Shown(box.node.views)
-    return init.Shown(box.node.views, tuple(box.view.files), box.view.began)
+        return init.Shown(box.node.views, screens)
+    return init.Shown(box.node.views, screens, tuple(box.view.files), box.view.began)
 
 
 def finish_box(session: Session, box: Box, undo: Undo) -> None:

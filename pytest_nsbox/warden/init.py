@@ -38,11 +38,13 @@ class Shown:
     """What is this box's alone, and not its plan's.
 
     cgroups  (name, path) of its own cgroups, to be shown below /sys/fs/cgroup
+    screens  as `cgroups`, of groups that it shares with others
     files    (path, place) of what is bound over files of /proc and /sys
     began    when it began, by CLOCK_BOOTTIME
     """
 
     cgroups: Views
+    screens: Views = ()
     files: Views = ()
     began: float = 0.0
 
@@ -124,6 +126,10 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
             mounts.append((base, _CGROUPS))
             for name, path in shown.cgroups:
                 mounts.append((doors.clone_tree(path), f"{_CGROUPS}/{name}".rstrip("/")))
+            for name, path in shown.screens:
+                mount = doors.clone_tree(path)
+                doors.set_attributes(mount, RDONLY, target=path)
+                mounts.append((mount, f"{_CGROUPS}/{name}"))
     for source, place in shown.files:
         mounts.append((doors.clone_tree(source), place))
     doors.change_directory(tree)

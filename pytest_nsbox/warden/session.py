@@ -88,6 +88,7 @@ class Session:
         self.doors.make_unbindable(".")
         self.cgroups = cgroup.open_session(self.cgroup_parent, self.name, files=self.doors.cgroup_files)
         self.cgroups.open_screens()
+        self.make_view_points(tuple(self.cgroups.screened))
 
     def _mount_layers(self) -> None:
         """Make mounts of the parts of our directory that other mounts are made from; those cannot be unbindable."""

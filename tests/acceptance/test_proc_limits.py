@@ -149,6 +149,9 @@ def test_openjdk_sees_the_limits(pytester: pytest.Pytester):
             assert heap("-XX:-UseContainerSupport") <= 64 << 20
             assert "processor count set to 1" in out("java", "-XX:-UseContainerSupport", "-Xlog:os=debug", "-version")
 
+        def test_container_support_reads_the_cgroup_view():
+            assert heap() <= 64 << 20
+
         @pytest.mark.sandbox(cgroup_view=False)
         def test_the_bug():
             assert heap() > 96 << 20
@@ -159,7 +162,7 @@ def test_openjdk_sees_the_limits(pytester: pytest.Pytester):
         """,
     )
     result = pytester.runpytest_subprocess("--sandbox-all", *SMALL[:4])
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=4)
 
 
 def test_node_sees_the_limits(pytester: pytest.Pytester):

@@ -38,8 +38,8 @@ SETTINGS = pytest.StashKey["Settings"]()
 class Settings:
     """Options and ini of one run, checked.
 
-    ``report`` is the number of rows of the summary table (None: all). ``layers`` are the defaults of every box, ini
-    first. ``shared_paths`` are absolute.
+    ``report`` is the number of rows of the summary table (None: all), ``fail_on_increase`` a percentage. ``layers`` are
+    the defaults of every box, ini first. ``shared_paths`` are absolute.
     """
 
     all: bool = False
@@ -56,6 +56,9 @@ class Settings:
     keep: bool = False
     shell: bool = False
     doctor: bool = False
+    suggest: bool = False
+    baseline: str | None = None
+    fail_on_increase: float | None = None
     rootdir: str = "/"
     layers: tuple[Layer, ...] = ()
 
@@ -81,6 +84,13 @@ def add_options(parser: pytest.Parser) -> None:
     option("--sandbox-html", metavar="PATH", help="write a report page there")
     option("--sandbox-keep", action="store_true", help="keep the scratch layer of failed tests and print where it is")
     option("--sandbox-shell", action="store_true", help="open a shell inside the box of the first failing test")
+    option("--sandbox-suggest", action="store_true", help="suggest limits for each test from what it used")
+    option("--sandbox-baseline", metavar="FILE", help="keep what each test used there, run after run")
+    option(
+        "--sandbox-fail-on-increase",
+        metavar="PCT",
+        help="compare with the file of --sandbox-baseline instead, and fail if a test uses PCT per cent more",
+    )
     option("--sandbox-doctor", action="store_true", help="show what works on this machine, why not, and the fix")
     option(
         "--sandbox-unavailable",
@@ -132,6 +142,9 @@ def read(config: pytest.Config) -> Settings:
         keep=bool(config.option.sandbox_keep),
         shell=bool(config.option.sandbox_shell),
         doctor=bool(config.option.sandbox_doctor),
+        suggest=bool(config.option.sandbox_suggest),
+        baseline=config.option.sandbox_baseline,
+        fail_on_increase=reader.percent(),
         rootdir=str(config.rootpath),
         layers=reader.layers(),
     )
@@ -212,6 +225,24 @@ class _Reader:
             accepted = "a number of rows, all or none"
             self.problems.append(f"--sandbox-report={value!r}: not a number of rows (accepted: {accepted})")
             return 10
+
+    def percent(self) -> float | None:
+        value = self.config.option.sandbox_fail_on_increase
+        if value is None:
+            return None
+        from pytest_nsbox.policy.baseline import parse_percent
+
+        if not self.config.option.sandbox_baseline:
+            self.problems.append(
+                f"--sandbox-fail-on-increase={value}: --sandbox-baseline=FILE says what to compare with"
+            )
+        try:
+            return parse_percent(value)
+        except ValueError:
+            self.problems.append(
+                f"--sandbox-fail-on-increase={value!r}: not a percentage (accepted: a number, or '20%')"
+            )
+            return None
 
     def layers(self) -> tuple[Layer, ...]:
         """The defaults, ini first; each line is checked by itself, so that it is blamed where it stands."""

@@ -143,8 +143,12 @@ def host_facts() -> dict[str, object]:
 
 
 def write_json(path: Path, host: Mapping[str, object], results: Sequence[Result]) -> None:
-    """Write ``--sandbox-json`` so that a reader finds the old file or the whole new one, never a part; or OSError."""
-    document = {"schema": SCHEMA, "host": dict(host), "tests": [result.as_json() for result in results]}
+    """Write ``--sandbox-json``; or OSError."""
+    write_document(path, {"schema": SCHEMA, "host": dict(host), "tests": [result.as_json() for result in results]})
+
+
+def write_document(path: Path, document: Mapping[str, object]) -> None:
+    """Write a JSON file so that a reader finds the old file or the whole new one, never a part; or OSError."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A nodeid may hold a file name that is no UTF-8: Python's escape of its bytes is JSON's too.
     data = text.encode("utf-8", "backslashreplace")

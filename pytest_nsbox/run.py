@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.kept import Kept
     from pytest_nsbox.placement import Placement
     from pytest_nsbox.protocol import Lockstep
+    from pytest_nsbox.results import Results
     from pytest_nsbox.warden.client import SessionConfig, Warden
 
 WORKER_PROBLEMS: Final = "nsbox_problems"
@@ -61,9 +62,23 @@ class Run:
             summary = reporting.Summary(rows=self._settings.report, json_path=json_path)
             self._config.pluginmanager.register(summary, "nsbox-summary")
             self._notes = summary.notes
+            self._register_budget(summary.results)
         idle = options.collectonly or getattr(options, "setupplan", False) or self._distributes
         if self._settings.all and not self._settings.off and not idle:
             self._start_warden()
+
+    def _register_budget(self, results: Results) -> None:
+        asked = self._settings
+        if not asked.suggest and asked.baseline is None:
+            return
+        from pytest_nsbox.budget import Comparison, Suggestions
+
+        plugins = self._config.pluginmanager
+        if asked.suggest:
+            plugins.register(Suggestions(results), "nsbox-suggestions")
+        if asked.baseline is not None:
+            comparison = Comparison(results, Path(asked.baseline), asked.fail_on_increase)
+            plugins.register(comparison, "nsbox-baseline")
 
     def header(self) -> list[str]:
         if self._settings.off:

@@ -423,6 +423,9 @@ def test_settings_have_defaults(probe):
         "keep": False,
         "shell": False,
         "doctor": False,
+        "suggest": False,
+        "baseline": None,
+        "fail_on_increase": None,
         "rootdir": str(probe.pytester.path),
     }
 

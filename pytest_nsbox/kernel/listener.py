@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 import sys
 
@@ -97,7 +98,18 @@ class Listener:
         self.fd = fd
 
     def receive(self) -> tuple[int, int, int, int] | None:
-        """Return (id, process, architecture, first argument) of the next call; None if its caller is gone."""
+        """Return (id, process, architecture, first argument) of the next call; None if no caller waits any more.
+
+        Never waits. Raises KernelError (EPIPE) when nobody is left who could ask.
+        """
+        waiting = select.poll()
+        waiting.register(self.fd, select.POLLIN)
+        found = waiting.poll(0)
+        if not found:
+            return None
+        # Older kernels would have us wait for ever then.
+        if not found[0][1] & select.POLLIN:
+            raise KernelError("seccomp receive", "", errno.EPIPE)
         buffer = libc.Buffer(bytes(_NOTIFICATION.size))
         try:
             libc.call("ioctl", "seccomp receive", self.fd, _NOTIF_RECV, buffer.address)

@@ -349,7 +349,8 @@ class Server:
             for fd, _ in self.poll.poll(rest):
                 if fd in self.watched:
                     self.watched[fd]()
-                elif fd == self.parent or not self._drain():
+                # Any other was closed a moment ago, by what was done for one before it.
+                elif fd == self.parent or (fd == self.channel.sock.fileno() and not self._drain()):
                     self.poll.unregister(fd)
         for box in list(self.boxes.values()):
             self._bury(box)

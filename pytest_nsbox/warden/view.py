@@ -14,6 +14,7 @@ from _socket import (
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SCM_RIGHTS,
     SOCK_CLOEXEC,
@@ -198,7 +199,11 @@ class View:
         """Take what comes from the box: a word, and perhaps a listener."""
         line = self._line
         assert line is not None
-        data, ancillary, _, _ = line.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = line.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+        except BlockingIOError:
+            # Another descriptor had this number when it was found readable.
+            return
         fds = array.array("i")
         for level, kind, content in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:

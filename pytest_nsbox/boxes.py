@@ -19,6 +19,7 @@ from pytest_nsbox.real import os
 from pytest_nsbox.settings import SPEC
 
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
 
     from pytest_nsbox.attempt import Attempt
@@ -125,6 +126,14 @@ class Boxes:
         if what == "inspect":
             return inspect(attempt)
         raise ValueError(f"the sandbox fixture asked for {what!r}")
+
+    def connect(self, attempt: Attempt) -> socket:
+        """A connection to the warden for a test that asked for the means to start containers."""
+        if not {"nsbox", "nsbox_session"} & set(getattr(attempt.item, "fixturenames", ())):
+            raise BoxFailed(
+                "a test in a box can start containers only where it, or a fixture, has nsbox as an argument"
+            )
+        return self.warden.connect()
 
     def coverage(self, data: Data) -> None:
         self.gathered.add(data)

@@ -25,6 +25,7 @@ from pytest_nsbox.real import os
 from pytest_nsbox.relay import Channel, is_plain, passed_to_data, report_to_data, warning_to_data
 
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
 
     import pytest
@@ -73,6 +74,8 @@ _PYTEST_ATTRIBUTES: Final = frozenset(
 )
 
 
+# Of this process, once it is forked.
+current: Child | None = None
 _exit: Final = os._exit  # coverage's `patch = _exit` would save data files
 
 
@@ -109,6 +112,8 @@ class Child:
 
     def enter(self, enter_box: Callable[[], None], random_state: Any) -> None:
         """Become the test's process; a failure is reported as the box's, and ends it."""
+        global current  # noqa: PLW0603 - what the process is
+        current = self
         try:
             os.setpgid(0, 0)
             enter_box()
@@ -177,6 +182,11 @@ class Child:
         if "error" in reply:
             raise RuntimeError(reply["error"])
         return reply["value"]
+
+    def connect(self) -> socket:
+        """Ask pytest's process for a connection to the warden, on which containers can be started."""
+        self.channel.send("ask", what="connect")
+        return self.channel.receive_socket()
 
     def _serialise(self, report: pytest.TestReport) -> dict[str, Any]:
         return report_to_data(self.config, report)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from pytest_nsbox.nsbox import NsBox
     from pytest_nsbox.policy.spec import Spec
 
 
@@ -59,3 +60,21 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     if attempt is None or attempt.child is None:
         pytest.skip("the sandbox fixture needs a box, and boxes are off (--sandbox-off)")
     return Sandbox(attempt.spec, attempt.box.name, attempt.child.ask)
+
+
+@pytest.fixture
+def nsbox(request: pytest.FixtureRequest) -> Iterator[NsBox]:
+    """Containers that this test starts: run(), start(). All are gone after the test."""
+    from pytest_nsbox import started
+
+    with started.boxes(request, report=True) as boxes:
+        yield boxes
+
+
+@pytest.fixture(scope="session")
+def nsbox_session(request: pytest.FixtureRequest) -> Iterator[NsBox]:
+    """Containers that live as long as the session: the same as `nsbox`."""
+    from pytest_nsbox import started
+
+    with started.boxes(request, report=False) as boxes:
+        yield boxes

@@ -169,6 +169,10 @@ class Follower:
     def _answer(self, attempt: Attempt, what: str) -> None:
         assert attempt.channel is not None
         try:
+            if what == "connect":
+                with contextlib.closing(self._boxes.connect(attempt)) as connection:
+                    attempt.channel.send_socket(connection)
+                return
             attempt.channel.send("reply", value=self._boxes.answer(attempt, what))
         except Exception as error:  # noqa: BLE001 - the test is told, whatever it is
             attempt.channel.send("reply", error=f"{type(error).__name__}: {error}")

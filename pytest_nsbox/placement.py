@@ -26,6 +26,8 @@ COSTLY: Final = 0.5  # seconds of set-up per test from which a fixture that move
 
 
 _DEPENDS: Final = "depends on a fixture that lives in the box"
+# Sockets that are no fixture's doing: connections to the warden (descriptors as texts).
+OWN_SOCKETS: Final[set[str]] = set()
 
 
 class SandboxWarning(pytest.PytestWarning):
@@ -163,7 +165,7 @@ class _Process:
         if self.threads - before.threads:
             return "started a thread"
         for fd, kind in self.descriptors.items():
-            if before.descriptors.get(fd) == kind:
+            if before.descriptors.get(fd) == kind or fd in OWN_SOCKETS:
                 continue
             if "[eventpoll]" in kind:
                 return "opened an epoll descriptor"

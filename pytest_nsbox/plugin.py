@@ -8,7 +8,9 @@ import pytest
 
 from pytest_nsbox import forking as forking  # noqa: PLC0414 - registers its at-fork handlers before others can
 from pytest_nsbox import settings
-from pytest_nsbox.fixtures import sandbox as sandbox  # noqa: PLC0414 - a fixture of the plugin
+from pytest_nsbox.fixtures import nsbox as nsbox  # noqa: PLC0414 - fixtures of the plugin
+from pytest_nsbox.fixtures import nsbox_session as nsbox_session  # noqa: PLC0414 - as above
+from pytest_nsbox.fixtures import sandbox as sandbox  # noqa: PLC0414 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import select
+import socket as _socket
 import struct
 import sys
 import warnings
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_nsbox.internals import marked_text
+from pytest_nsbox.policy.errors import BoxFailed
 
 if TYPE_CHECKING:
-    import socket
+    from _socket import socket
     from collections.abc import Mapping
 
 MAX_FRAME: Final = 1 << 30  # bytes; a longer length means that the test scribbled over our descriptor
@@ -39,7 +41,7 @@ class Channel:
     Holds bound methods of the socket and no module-level ``os``: pyfakefs replaces that in every module.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
         self._send = sock.sendall
@@ -70,6 +72,20 @@ class Channel:
             return False
         self._buffer += data
         return bool(data)
+
+    def send_socket(self, connection: socket) -> None:
+        """Send one frame with a socket beside it."""
+        data = encode("reply", {"value": None})
+        _socket.send_fds(self._sock, [data], [connection.fileno()])
+
+    def receive_socket(self) -> socket:
+        """Wait for the answer that brings a socket. Raises BoxFailed with the reason if it brings none."""
+        data, fds, _, _ = _socket.recv_fds(self._sock, 1 << 16, 1, _socket.MSG_CMSG_CLOEXEC)
+        self._buffer += data
+        reply = self.receive()
+        if "error" in reply:
+            raise BoxFailed(reply["error"])
+        return _socket.socket(fileno=fds[0])
 
     def take(self) -> Frame | None:
         """One frame out of what was read already, or None."""

@@ -15,6 +15,7 @@ from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
 
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Iterator
 
     from pytest_nsbox.boxes import Boxes
@@ -173,6 +174,10 @@ class Run:
         found = replace(self._session_config(), base_temp=self._base_temp_path, rw_paths=self._read_write_paths())
         warden.configure(found)
         return warden
+
+    def connect(self) -> socket:
+        """A connection to the warden, for containers that a test starts."""
+        return (self._boxes.warden if self._boxes is not None else self._configured_warden()).connect()
 
     def _base_temp(self) -> str | None:
         """The directory that tmp_path fixtures use, made now: tests find it in their boxes, and may lock it by name.

@@ -220,6 +220,14 @@ class Session:
         finally:
             remove_parents(parents)
 
+    def freezer(self, node: Node) -> Group:
+        """Return the group that `node` is frozen by: on v1 one of its own in that hierarchy, which is not made yet.
+        Raises BoxFailed if there is none.
+        """
+        if not node.views:
+            self.require("freezer")
+        return Group(node.views[0][1], self.files)
+
     def require(self, controller: str) -> None:
         """Raise BoxFailed, with the reason and the fix, if `controller` cannot be used."""
         if controller in self.controllers:

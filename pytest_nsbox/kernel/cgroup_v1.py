@@ -157,6 +157,11 @@ class SessionV1(Session):
             raise
         return node
 
+    def freezer(self, node: Node) -> Group:
+        self.require("freezer")
+        hierarchy = next(h for h in self._hierarchies if "freezer" in h.controllers)
+        return hierarchy.join(self.name, self.files).child(node.name)
+
     def close(self) -> None:
         self.close_hierarchies([*self._hierarchies, *self.beside])
 

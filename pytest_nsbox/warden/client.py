@@ -226,6 +226,16 @@ class Warden:
             self._died(str(error))
         return m.expect(answer, kind)
 
+    def connect(self) -> _socket.socket:
+        """Return a connection on which containers can be asked for, see engine.py. Raises BoxFailed."""
+        number = self.next_number()
+        self.tell(m.Connect(number))
+        try:
+            _, fds = self._wait(number)
+        except OSError as error:
+            self._died(str(error))
+        return _socket.socket(fileno=fds[0])
+
     def next_number(self) -> int:
         """Return a number for a request."""
         self._number += 1

@@ -45,6 +45,13 @@ class Configure:
 
 
 @record
+class Connect:
+    """Open a connection for containers (see wire.py); answered by Connected."""
+
+    number: int
+
+
+@record
 class Make:
     """Make a box; answered by Made or Failed."""
 
@@ -143,6 +150,14 @@ class Made:
 
 
 @record
+class Connected:
+    """The client's end of a new connection is the descriptor."""
+
+    number: int
+    fds: int
+
+
+@record
 class Failed:
     """A request could not be fulfilled."""
 
@@ -194,11 +209,11 @@ class Closed:
     problems: tuple[str, ...]
 
 
-REQUESTS = (Configure, Make, Refresh, Read, Compare, Kill, Release, Drop, Close)
-ANSWERS = (Made, Failed, Done, Counters, Changes, Released, Closed)
+REQUESTS = (Configure, Connect, Make, Refresh, Read, Compare, Kill, Release, Drop, Close)
+ANSWERS = (Made, Connected, Failed, Done, Counters, Changes, Released, Closed)
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*REQUESTS, *ANSWERS)}
-Request: TypeAlias = "Configure | Make | Refresh | Read | Compare | Kill | Release | Drop | Close"
-Answer: TypeAlias = "Made | Failed | Done | Counters | Changes | Released | Closed"
+Request: TypeAlias = "Configure | Connect | Make | Refresh | Read | Compare | Kill | Release | Drop | Close"
+Answer: TypeAlias = "Made | Connected | Failed | Done | Counters | Changes | Released | Closed"
 
 
 class ProtocolError(Exception):
@@ -274,7 +289,7 @@ class Channel:
             return None
         message = decode(bytes(buffer[4:end]))
         del buffer[:end]
-        count = message.fds if isinstance(message, Made) else 0
+        count = message.fds if isinstance(message, (Made, Connected)) else 0
         fds, self._fds[:count] = tuple(self._fds[:count]), ()
         return message, fds
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from pytest_nsbox.warden.containers import Containers
+
 # How long boxes may take to die when everything ends: a process in an uninterruptible wait can take for ever.
 _PATIENCE = 10.0
 _MOST_WASTE = 12
@@ -59,7 +61,10 @@ class Server:
         self.failure = "the warden was not configured"
         self.boxes: dict[str, Box] = {}
         self.plans: dict[Spec, Plan] = {}
-        self.wanted: list[m.Make] = []
+        # Boxes to make, of tests and of containers.
+        self.wanted: list[Callable[[], None]] = []
+        # From the first client that wants containers on.
+        self.containers: Containers | None = None
         # What is left to remove of boxes that have ended.
         self.waste: list[Callable[[], None]] = []
         self.made = 0
@@ -85,17 +90,20 @@ class Server:
         if self.parent >= 0:
             self.poll.register(self.parent, select.EPOLLIN)
         while alive and self.closing is None:
-            ready = self.poll.poll(0 if self.wanted or self.waste else None)
+            ready = self.poll.poll(0 if self.wanted or self.waste else self._rest())
             try:
-                for fd, _ in ready:
-                    if fd in self.watched:
-                        self.watched[fd]()
+                if self.containers is not None:
+                    self.containers.tick()
+                # An action may close descriptors of later ones, and open others with their numbers.
+                for fd, action in [(fd, self.watched.get(fd)) for fd, _ in ready]:
+                    if action is not None and self.watched.get(fd) is action:
+                        action()
                 if any(fd == self.parent for fd, _ in ready):
                     alive = False
                 elif any(fd == control for fd, _ in ready):
                     alive = self._listen()
                 elif self.wanted:
-                    self._make(self.wanted.pop(0))
+                    self.wanted.pop(0)()
                 # Boxes to make must not keep us from removing old ones for ever.
                 if self.waste and (not self.wanted or len(self.waste) > _MOST_WASTE):
                     self._attempt(self.waste.pop(0))
@@ -103,14 +111,35 @@ class Server:
                 # The answer found nobody.
                 alive = False
 
-    def _watch(self, fd: int, action: Callable[[], None]) -> None:
+    def _rest(self) -> float | None:
+        return self.containers.rest() if self.containers is not None else None
+
+    def watch(self, fd: int, action: Callable[[], None]) -> None:
+        """Have `action` run whenever `fd` is readable."""
         self.poll.register(fd, select.EPOLLIN)
         self.watched[fd] = action
 
-    def _forget(self, fd: int) -> None:
+    def unwatch(self, fd: int) -> None:
+        """Stop looking at `fd`."""
         self.poll.unregister(fd)
         del self.watched[fd]
+
+    def forget(self, fd: int) -> None:
+        """Stop looking at `fd`, and close it."""
+        self.unwatch(fd)
         os.close(fd)
+
+    def _connect(self, request: m.Connect) -> None:
+        """Give the client a connection on which it can ask for containers."""
+        if self.containers is None:
+            from pytest_nsbox.warden.containers import Containers
+
+            self.containers = Containers(self)
+        theirs = self.containers.connect()
+        try:
+            self.channel.send(m.Connected(request.number, 1), (theirs,))
+        finally:
+            os.close(theirs)
 
     def _listen(self) -> bool:
         """Read what the client says and do it; False if it is gone."""
@@ -156,11 +185,11 @@ class Server:
             finally:
                 os._exit(0)
         pidfd = process.open_pidfd(pid)
-        self._watch(pidfd, lambda: self._swept(pidfd))
+        self.watch(pidfd, lambda: self._swept(pidfd))
 
     def _swept(self, pidfd: int) -> None:
         if process.reap(pidfd):
-            self._forget(pidfd)
+            self.forget(pidfd)
 
     def _make(self, request: m.Make) -> None:
         try:
@@ -177,11 +206,11 @@ class Server:
             return
         # While the init gets ready there may be somebody to serve.
         self.unfinished[box.control] = undo
-        self._watch(box.control, lambda: self._finish(request, box, undo))
+        self.watch(box.control, lambda: self._finish(request, box, undo))
 
     def _finish(self, request: m.Make, box: Box, undo: Undo) -> None:
-        self.poll.unregister(box.control)
-        del self.watched[box.control], self.unfinished[box.control]
+        self.unwatch(box.control)
+        del self.unfinished[box.control]
         try:
             assert self.session is not None
             finish_box(self.session, box, undo)
@@ -189,7 +218,7 @@ class Server:
             self.channel.send(m.Failed(request.number, str(error)))
             return
         self.boxes[box.name] = box
-        self._watch(box.pidfd, lambda: self._reap(box))
+        self.watch(box.pidfd, lambda: self.reap(box))
         screens = self.session.take_screens()
         view = box.view
         line = (view.theirs,) if view is not None else ()
@@ -209,15 +238,16 @@ class Server:
         self.channel.send(made, fds)
         box.node.close_fds()
         if view is not None:
-            view.follow(self._watch, self._forget)
+            view.follow(self.watch, self.forget)
 
     def _read(self, request: m.Read) -> None:
         self.channel.send(m.Counters(request.number, self._box(request).node.read()))
 
     def _compare(self, request: m.Compare) -> None:
-        self.channel.send(m.Changes(request.number, tuple(self._changes(self._box(request)))))
+        self.channel.send(m.Changes(request.number, tuple(self.changes_of(self._box(request)))))
 
-    def _changes(self, box: Box) -> list[tuple[str, str]]:
+    def changes_of(self, box: Box) -> list[tuple[str, str]]:
+        """Return (kind, path) of what differs from the root that the box began with."""
         tree = box.tree
         if self.session is None or tree.is_as_begun():
             return []
@@ -247,11 +277,11 @@ class Server:
     def _released(
         self, request: m.Release, box: Box, texts: dict[str, str], artifacts: tuple[str, ...], problems: tuple[str, ...]
     ) -> None:
-        changes = self._changes(box)
+        changes = self.changes_of(box)
         changed = sum(change not in box.seen for change in changes) if box.seen else len(changes)
         self.channel.send(m.Released(request.number, texts, changed, artifacts, problems))
         if request.ends:
-            self._let_go(box)
+            self.let_go(box)
         else:
             box.seen = frozenset(changes)
             box.node.reset_peaks()
@@ -269,7 +299,7 @@ class Server:
                     self.doors.die_with_parent()
                     report = copy_artifacts(box, request.globs, request.workdir, request.artifacts)
                     if request.keep:
-                        report[1].extend(keep_changes(box, self._changes(box), request.keep))
+                        report[1].extend(keep_changes(box, self.changes_of(box), request.keep))
                 except (KernelError, OSError) as error:
                     report = ([], [str(error)])
                 with open(writer, "wb") as file:
@@ -284,21 +314,21 @@ class Server:
             parts.append(part)
             if part:
                 return
-            self._forget(reader)
+            self.forget(reader)
             os.waitpid(pid, 0)
             copied, problems = marshal.loads(b"".join(parts)) if any(parts) else ((), ("copying failed",))
             self._released(request, box, texts, tuple(copied), tuple(problems))
 
-        self._watch(reader, go_on)
+        self.watch(reader, go_on)
 
     def _drop(self, request: m.Drop) -> None:
         if request.box in self.boxes:
-            self._let_go(self.boxes[request.box])
+            self.let_go(self.boxes[request.box])
 
     def _close(self, request: m.Close) -> None:
         self.closing = request
 
-    def _let_go(self, box: Box) -> None:
+    def let_go(self, box: Box) -> None:
         """Nobody will ask for this box again: kill its init, which takes every process of the box with it."""
         box.released = True
         if box.reaped:
@@ -306,9 +336,10 @@ class Server:
         else:
             process.kill(box.pidfd)
 
-    def _reap(self, box: Box) -> None:
+    def reap(self, box: Box) -> None:
+        """Collect the box's init if it has ended."""
         if process.reap(box.pidfd):
-            self._forget(box.pidfd)
+            self.forget(box.pidfd)
             for fd in (box.control, box.clock):
                 if fd >= 0:
                     os.close(fd)
@@ -336,22 +367,18 @@ class Server:
 
     def _end(self) -> None:
         """Kill everything, take everything away, and tell the client if it is still there."""
+        if self.containers is not None:
+            self.containers.close()
         for control, undo in self.unfinished.items():
             self.poll.unregister(control)
             del self.watched[control]
             undo.run()
         self.unfinished.clear()
         for box in list(self.boxes.values()):
-            self._let_go(box)
+            self.let_go(box)
         self.wanted.clear()
         deadline = time.monotonic() + _PATIENCE
-        while self.watched and (rest := deadline - time.monotonic()) > 0:
-            for fd, _ in self.poll.poll(rest):
-                if fd in self.watched:
-                    self.watched[fd]()
-                # Any other was closed a moment ago, by what was done for one before it.
-                elif fd == self.parent or (fd == self.channel.sock.fileno() and not self._drain()):
-                    self.poll.unregister(fd)
+        self._await_ends(deadline)
         for box in list(self.boxes.values()):
             self._bury(box)
         while self.waste:
@@ -364,6 +391,15 @@ class Server:
             except OSError:
                 return
 
+    def _await_ends(self, deadline: float) -> None:
+        while self.watched and (rest := deadline - time.monotonic()) > 0:
+            for fd, _ in self.poll.poll(rest):
+                if fd in self.watched:
+                    self.watched[fd]()
+                # Any other was closed a moment ago, by what was done for one before it.
+                elif fd == self.parent or (fd == self.channel.sock.fileno() and not self._drain()):
+                    self.poll.unregister(fd)
+
     def _drain(self) -> bool:
         """Throw away what the client still says; False if it is gone."""
         try:
@@ -374,7 +410,8 @@ class Server:
 
 _SERVE: dict[type, Callable[[Server, Any], None]] = {
     m.Configure: Server._configure,
-    m.Make: lambda server, request: server.wanted.append(request),
+    m.Connect: Server._connect,
+    m.Make: lambda server, request: server.wanted.append(lambda: server._make(request)),
     m.Refresh: Server._refresh,
     m.Read: Server._read,
     m.Compare: Server._compare,

@@ -1,0 +1,330 @@
+"""The containers of a warden: what clients ask for on their connections, and what becomes of it.
+
+Imported when the first client connects. Nothing here waits: each order is answered when what it asks for has happened.
+An order is a frame {"n": number, "do": name, …}, its answer {"n": number, "value": …} or {"n": number, "error": text};
+what an act returns is the value, unless it answers later by itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import time
+from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_STREAM, socketpair
+
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.plan import make_plan
+from pytest_nsbox.policy.record import replace
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden import execute
+from pytest_nsbox.warden.acts import ACTS
+from pytest_nsbox.warden.box import begin_box, finish_box
+from pytest_nsbox.warden.container import Container, Process
+from pytest_nsbox.warden.order import LATER, Connection, Order, answer_not_started, make_program
+from pytest_nsbox.warden.wire import BrokenWireError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pytest_nsbox.policy.plan import Plan
+    from pytest_nsbox.warden.server import Server
+
+
+class Containers:
+    """All of them, by name."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._spawner = execute.Spawner(server.doors)
+        self._connections: set[Connection] = set()
+        self.by_name: dict[str, Container] = {}
+        self._plans: dict[Spec, Plan] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timed = 0
+        self._acts = {"start": Containers.start, **ACTS}
+
+    # --- connections
+
+    def connect(self) -> int:
+        """Make a connection; return the client's end, which the caller closes after sending it."""
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+        connection = Connection(ours)
+        self._connections.add(connection)
+        self.server.watch(ours.fileno(), lambda: self._listen(connection))
+        return theirs.detach()
+
+    def _listen(self, connection: Connection) -> None:
+        wire = connection.wire
+        try:
+            if connection.full and wire.flush():
+                connection.full = False
+                self.server.poll.modify(wire.fileno(), select.EPOLLIN)
+            try:
+                alive = wire.fill(MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            while (found := wire.pop()) is not None:
+                head, _, fds = found
+                self._serve(Order(self.server.poll, connection, head, fds))
+        except (OSError, BrokenWireError):
+            alive = False
+        if not alive:
+            self._disconnect(connection)
+
+    def _disconnect(self, connection: Connection) -> None:
+        connection.open = False
+        self._connections.discard(connection)
+        self.server.unwatch(connection.wire.fileno())
+        connection.wire.close()
+        for container in [c for c in self.by_name.values() if c.owner is connection]:
+            self._remove(container)
+
+    def _serve(self, order: Order) -> None:
+        try:
+            result = self._acts[order.head["do"]](self, order)
+            if result is not LATER:
+                order.answer(result)
+        except (KernelError, BoxFailed) as error:
+            order.fail(str(error))
+        except Exception as error:  # noqa: BLE001  # a test may say anything here; the warden serves others too
+            order.fail(f"the warden could not do {order.head.get('do')!r}: {type(error).__name__}: {error}")
+        finally:
+            order.close()
+
+    # --- timers
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Have `action` run in so many seconds."""
+        self._timed += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timed, action))
+
+    def rest(self) -> float | None:
+        """Return the seconds until something is due, None if nothing is."""
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def tick(self) -> None:
+        """Run what is due."""
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+    # --- beginning
+
+    def start(self, order: Order) -> object:
+        """Start a container; answered when its program runs, or (`run`) when it has ended."""
+        head = order.head
+        spec = Spec.from_json(head["spec"])
+        self.server.made += 1
+        number = self.server.made
+        name = head.get("name") or f"box-{number}"
+        if name in self.by_name:
+            raise BoxFailed(f"the name {name!r} is taken by another box of this session")
+        if self.server.failure:
+            raise BoxFailed(self.server.failure)
+        program = make_program(head, spec)
+        container = Container(name, number, spec, program, order.connection)
+        container.removing = bool(head.get("run"))
+        self.by_name[name] = container
+        stdin = order.take_stdin()
+        # Boxes of tests and of containers are made one after the other, in the order in which they were asked for.
+        self.server.wanted.append(lambda: self._begin(container, order, stdin))
+        return LATER
+
+    def _plan(self, spec: Spec) -> Plan:
+        plan = self._plans.get(spec)
+        if plan is None:
+            session = self.server.session
+            assert session is not None
+            # Containers see no sockets of the host.
+            plan = self._plans[spec] = replace(make_plan(spec, session.facts), sockets=False)
+        return plan
+
+    def _begin(self, container: Container, order: Order, stdin: int) -> None:
+        server = self.server
+        try:
+            assert server.session is not None
+            if not order.connection.open or container.removed:
+                raise BoxFailed("nobody waits for it any more")
+            box, undo = begin_box(server.session, container.id, container.spec, self._plan(container.spec), ())
+        except (KernelError, BoxFailed, OSError) as error:
+            self._give_up(container, order, stdin, error)
+            return
+        server.unfinished[box.control] = undo
+
+        def finish() -> None:
+            server.unwatch(box.control)
+            del server.unfinished[box.control]
+            try:
+                assert server.session is not None
+                finish_box(server.session, box, undo)
+            except (KernelError, BoxFailed, OSError) as error:
+                self._give_up(container, order, stdin, error)
+                return
+            container.box = box
+            server.boxes[box.name] = box
+            server.watch(box.pidfd, lambda: server.reap(box))
+            if container.removed:
+                server.let_go(box)
+                return
+            self._launch(container, order, stdin)
+
+        server.watch(box.control, finish)
+
+    def _give_up(self, container: Container, order: Order, stdin: int, error: Exception) -> None:
+        """The box could not be made."""
+        if stdin >= 0:
+            os.close(stdin)
+        self.by_name.pop(container.name, None)
+        container.removed = True
+        order.fail(str(error))
+
+    def _launch(self, container: Container, order: Order, stdin: int) -> None:
+        """The box is there: start the main program in it."""
+
+        def ended() -> None:
+            self._exited(container)
+
+        def told(error: KernelError | BoxFailed | None) -> None:
+            if error is not None:
+                answer_not_started(order, error, run=container.removing)
+                self._remove(container)
+            elif not container.removing:
+                order.answer(self.state(container))
+
+        try:
+            container.main = self.spawn(container, container.program, stdin, told)
+        except (KernelError, OSError) as error:
+            order.fail(str(error))
+            self._remove(container)
+            return
+        container.status = "running"
+        container.main.waiting.append(ended)
+        if container.removing:
+            container.main.waiting.append(lambda: self.finished(container, order))
+        if container.spec.timeout is not None:
+            self.after(container.spec.timeout, lambda: self._time_out(container))
+
+    def spawn(self, container: Container, program: execute.Program, stdin: int, told: Callable[..., None]) -> Process:
+        assert container.box is not None
+        streams = execute.Streams(stdin)
+        try:
+            session = self.server.session
+            screens = session.cgroups.screens if session is not None and session.cgroups is not None else ()
+            running = Process(*self._spawner.spawn(container.box, program, streams, screens), streams)
+            view = container.box.view
+            if view is not None and view.theirs >= 0:
+                view.follow(self.server.watch, self.server.forget)
+        except BaseException:
+            streams.close_ours()
+            raise
+        finally:
+            streams.close_theirs()
+        for pipe in list(running.pipes):
+            self.server.watch(pipe, lambda pipe=pipe: self._pump(running, pipe))  # type: ignore[misc]
+        self.server.watch(running.failure, lambda: self._tell_failure(running, told))
+        self.server.watch(running.pidfd, lambda: self._reap(running))
+        return running
+
+    def _pump(self, running: Process, pipe: int) -> None:
+        if not running.pump(pipe):
+            self._close_pipe(running, pipe)
+
+    def _close_pipe(self, running: Process, pipe: int) -> None:
+        del running.pipes[pipe]
+        self.server.forget(pipe)
+
+    def _tell_failure(self, running: Process, told: Callable[..., None]) -> None:
+        """The new process became its program (the pipe is at its end), or told why it did not."""
+        report = os.read(running.failure, 8192)
+        self.server.forget(running.failure)
+        running.failure = -1
+        told(execute.failure(report))
+
+    def _reap(self, running: Process) -> None:
+        if not running.reap():
+            return
+        self.server.forget(running.pidfd)
+        if running.failure >= 0:
+            # Both happened since the last look; who waits is told in order.
+            self.server.watched[running.failure]()
+        running.drain()
+        for pipe in list(running.pipes):
+            self._close_pipe(running, pipe)
+        waiting, running.waiting = running.waiting, []
+        for action in waiting:
+            action()
+
+    def _exited(self, container: Container) -> None:
+        """The main program has ended, and the box with it."""
+        assert container.box is not None
+        container.thaw()
+        container.counters = container.box.node.read()
+        container.status = "exited"
+        container.kill()
+
+    def _time_out(self, container: Container) -> None:
+        if container.status in ("running", "paused"):
+            container.timed_out = True
+            container.kill()
+
+    # --- ends
+
+    def finished(self, container: Container, order: Order) -> None:
+        """A container that was run for its result: tell it, and remove the container."""
+        assert container.main is not None
+        order.answer(self.result(container), container.main.output)
+        self._remove(container)
+
+    def result(self, container: Container) -> dict[str, Any]:
+        assert container.main is not None
+        return {
+            **self.state(container),
+            "counters": container.read_counters(),
+            "wall": container.wall(),
+            "changes": self.server.changes_of(container.box) if container.box is not None else [],
+        }
+
+    def state(self, container: Container) -> dict[str, Any]:
+        main = container.main
+        return {
+            "name": container.name,
+            "id": container.id,
+            "status": container.status,
+            "pid": main.pid if main is not None else 0,
+            "returncode": main.returncode if main is not None else None,
+            "timed_out": container.timed_out,
+        }
+
+    def _remove(self, container: Container) -> None:
+        """End a container and forget it; what is left of its box goes when its processes have."""
+        if container.removed:
+            return
+        container.removed = True
+        if self.by_name.get(container.name) is container:
+            del self.by_name[container.name]
+        container.kill()
+        self._clear(container)
+
+    def _clear(self, container: Container) -> None:
+        running = container.processes()
+        if running:
+            # Its init cannot go before they are collected.
+            running[0].waiting.append(lambda: self._clear(container))
+            return
+        for ended in (container.main, *container.execs):
+            if ended is not None:
+                ended.output.close()
+        if container.freezer is not None:
+            self.server.waste.append(container.freezer.remove)
+        if container.box is not None and not container.box.released:
+            self.server.let_go(container.box)
+
+    def close(self) -> None:
+        """The warden ends: let go of every client, and of what the containers are; their inits are killed by others."""
+        for connection in list(self._connections):
+            self._disconnect(connection)
+        for container in list(self.by_name.values()):
+            self._remove(container)
+        self._timers.clear()

@@ -1,0 +1,136 @@
+"""A client's end of the talk about containers: asks, from as many threads as there are, and waits for answers."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.real import os
+from pytest_nsbox.warden.output import split
+from pytest_nsbox.warden.wire import BrokenWireError, Wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any
+
+    Found = tuple[Any, bytes]
+
+
+class Late(Exception):  # noqa: N818  # no error: what was waited for has not come yet
+    """The answer did not come in time. It may be waited for again, by its number."""
+
+
+class Engine:
+    """One connection to the warden. Belongs to the process that made it."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self._wire = Wire(sock)
+        self._number = 0
+        self._answers: dict[int, tuple[dict[str, Any], bytes, tuple[int, ...]]] = {}
+        self._changed = threading.Condition()
+        # One of the waiting threads reads, for all.
+        self._reading = False
+        self._sending = threading.Lock()
+        self.gone = ""
+
+    def ask(self, do: str, fds: tuple[int, ...] = (), **fields: Any) -> Found:
+        """Ask for something and wait for its answer: the value, and what was printed (frames of output.py). BoxFailed
+        with what the warden says against it.
+        """
+        return self.answer(self.tell(do, fds, **fields))
+
+    def tell(self, do: str, fds: tuple[int, ...] = (), **fields: Any) -> int:
+        """Ask for something; return the number by which `answer` waits for it."""
+        with self._sending:
+            self._number += 1
+            number = self._number
+            try:
+                self._wire.send({"n": number, "do": do, **fields}, fds=fds)
+            except OSError as error:
+                raise self._lost(str(error)) from None
+        return number
+
+    def answer(self, number: int, timeout: float | None = None) -> Found:
+        """Wait for the answer to `number`, at most `timeout` seconds: then `Late` is raised."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._changed:
+                while self._reading and number not in self._answers and not self.gone:
+                    rest = None if deadline is None else deadline - time.monotonic()
+                    if rest is not None and rest <= 0:
+                        raise Late
+                    self._changed.wait(rest)
+                if number in self._answers:
+                    return _read(*self._answers.pop(number))
+                if self.gone:
+                    raise self._lost(self.gone)
+                self._reading = True
+            try:
+                self._read(deadline)
+            finally:
+                with self._changed:
+                    self._reading = False
+                    self._changed.notify_all()
+
+    def _read(self, deadline: float | None) -> None:
+        """Read one piece of what the warden says, or come to the deadline."""
+        if deadline is not None:
+            waiting = select.poll()
+            waiting.register(self._wire.fileno(), select.POLLIN)
+            if not waiting.poll(max(0.0, (deadline - time.monotonic()) * 1000)):
+                if time.monotonic() >= deadline:
+                    raise Late
+                return
+        try:
+            if not self._wire.fill():
+                self.gone = "it closed the connection"
+            while (found := self._wire.pop()) is not None:
+                self._answers[found[0]["n"]] = found
+        except (OSError, BrokenWireError) as error:
+            self.gone = str(error)
+
+    def _lost(self, reason: str) -> BoxFailed:
+        self.gone = self.gone or reason
+        return BoxFailed(f"the warden is gone, and all its boxes with it: {reason}")
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self._wire.fileno()
+
+    def close(self) -> None:
+        """End the connection; the warden removes every container that was started on it."""
+        self.gone = self.gone or "the connection was closed"
+        for _, _, fds in self._answers.values():
+            for fd in fds:
+                os.close(fd)
+        self._answers.clear()
+        self._wire.close()
+
+
+def _read(head: dict[str, Any], payload: bytes, fds: tuple[int, ...]) -> Found:
+    """Return the value of an answer, and its output, from the file that came along as well."""
+    parts = []
+    for fd in fds:
+        with os.fdopen(fd, "rb") as file:
+            # Others read from the same description, and the warden writes to it.
+            at = 0
+            while part := os.pread(file.fileno(), 1 << 24, at):
+                at += len(part)
+                parts.append(part)
+    if "error" in head:
+        raise BoxFailed(head["error"])
+    return head["value"], b"".join([*parts, payload])
+
+
+def streams(frames: bytes) -> tuple[bytes, bytes]:
+    """Return what was printed to stdout, and to stderr."""
+    found = split(frames)
+    return b"".join(data for stream, data in found if stream == 1), b"".join(data for s, data in found if s == 2)
+
+
+def together(frames: bytes) -> bytes:
+    """Return what was printed, in the order in which it came."""
+    return b"".join(data for _, data in split(frames))

@@ -1,0 +1,228 @@
+"""Start a program in a box that exists: a fork of the warden goes into the box and becomes the program.
+
+The fork gets nothing of the warden's but its standard streams, and pytest's process takes no part at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import resource
+
+from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.kernel.signals import signal
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.record import keyword_record
+from pytest_nsbox.policy.users import find_user
+from pytest_nsbox.warden import ulimits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.box import Box
+    from pytest_nsbox.warden.doors import Doors
+
+# What Python itself ignores, and what the warden does, is inherited by programs.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@keyword_record
+class Program:
+    """What is to be run: arguments, the whole environment, working directory, user (None: root), and the spec of the
+    box for its ulimits.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str | None
+    user: str | None
+    spec: Spec
+
+
+class Streams:
+    """Both ends of a new process' standard streams, and of the pipe on which it tells why it could not start.
+
+    stdin  to be read from, -1 for nothing
+    """
+
+    def __init__(self, stdin: int = -1) -> None:
+        self.stdin = stdin
+        self.stdout, self._theirs_out = os.pipe()
+        self.stderr, self._theirs_err = os.pipe()
+        self.failure, self._theirs_failure = os.pipe()
+        for fd in (self.stdout, self.stderr):
+            os.set_blocking(fd, False)
+        for fd in (self._theirs_out, self._theirs_err):
+            # Programs open /dev/stdout; the pipe belongs to the host's root.
+            os.fchmod(fd, 0o666)
+
+    def theirs(self) -> tuple[int, int, int, int]:
+        """Return stdin, stdout, stderr and the failure pipe as the new process has them."""
+        return self.stdin, self._theirs_out, self._theirs_err, self._theirs_failure
+
+    def close_theirs(self) -> None:
+        """In the warden, when the process exists."""
+        for fd in self.theirs():
+            if fd >= 0:
+                os.close(fd)
+        self.stdin = -1
+
+    def close_ours(self) -> None:
+        """When nothing was started."""
+        for fd in (self.stdout, self.stderr, self.failure):
+            os.close(fd)
+
+
+class Spawner:
+    """Starts programs for one warden."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+        self._home = doors.open_namespace("self", "pid")
+        # A container takes some ten descriptors; programs get the limit back that the warden had.
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
+
+    def spawn(self, box: Box, program: Program, streams: Streams, screens: tuple[int, ...]) -> tuple[int, int]:
+        """Return pid (on the host) and pidfd of a new process in `box` that becomes `program`; both ends of `streams`
+        stay the caller's. Raises KernelError.
+
+        screens  the session's, see kernel.cgroup_node
+        """
+        if box.view is not None:
+            # Imported for the fork: in the box, Python's own files are the box's.
+            from pytest_nsbox.warden import viewed  # noqa: F401
+        self._doors.setns(box.pidfd, namespaces.NEWPID)
+        try:
+            pid, pidfd = self._doors.clone3(0)
+            if pid == 0:
+                self._run(box, program, streams.theirs(), screens)
+        finally:
+            self._doors.setns(self._home, namespaces.NEWPID)
+        return pid, pidfd
+
+    def _run(self, box: Box, program: Program, fds: tuple[int, int, int, int], screens: tuple[int, ...]) -> NoReturn:
+        failure = fds[3]
+        try:
+            try:
+                _enter(box, program.spec, screens)
+                _take_streams(fds)
+                failure = 3
+                _execute(program, self._files)
+            except KernelError as error:
+                report = (error.call, error.target[:1000], error.errno)
+            except BoxFailed as error:
+                report = ("", str(error), 0)
+            except BaseException as error:  # noqa: BLE001  # it must not run on in the warden's code
+                report = ("start", f"{program.argv[0]} ({type(error).__name__}: {error})"[:1000], errno.EIO)
+            os.write(failure, marshal.dumps(report))
+        finally:
+            os._exit(127)
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        os.close(self._home)
+
+
+def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    _attach(box, spec, screens)
+    ulimits.raise_hard(spec)
+    if box.namespaces & namespaces.NEWUSER:
+        process.leave_session_keyring()
+    namespaces.setns(box.pidfd, box.namespaces & ~namespaces.NEWPID)
+    if box.clock >= 0:
+        namespaces.setns(box.clock, namespaces.NEWTIME)
+    namespaces.unshare(namespaces.NEWCGROUP)
+    if box.namespaces & namespaces.NEWUSER:
+        process.become(0, 0)
+    if box.view is not None:
+        from pytest_nsbox.warden import viewed
+
+        # The line is there for the first program only: one listener answers for it and what it starts.
+        if box.view.theirs >= 0:
+            viewed.settle(box.view.cpus, box.view.theirs)
+        else:
+            os.sched_setaffinity(0, box.view.cpus)
+
+
+def _attach(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
+    # Before Linux 6.2 a cpuset, whatever is in it, makes an end of the CPUs that the user chose (taskset).
+    cpus = os.sched_getaffinity(0) if screens and spec.cpuset is None else None
+    for fd in (*screens, *box.node.attach):
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2.
+            if fd not in screens or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise KernelError("attach", f"cgroup of {box.name}", error.errno or 0) from None
+    if cpus is not None and os.sched_getaffinity(0) != cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+def _take_streams(fds: tuple[int, int, int, int]) -> None:
+    """Make the standard streams 0, 1 and 2, the pipe for failures 3, and close everything else."""
+    stdin, stdout, stderr, failure = fds
+    if stdin < 0:
+        stdin = os.open("/dev/null", os.O_RDONLY)
+    # What is to be copied may lie where something else is copied to.
+    high = [os.dup(fd) if fd < 4 else fd for fd in (stdin, stdout, stderr, failure)]
+    high = [fd if fd >= 4 else _above(fd) for fd in high]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number, inheritable=number < 3)
+    process.close_all_but((0, 1, 2, 3))
+
+
+def _above(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 4)
+
+
+def _execute(program: Program, files: tuple[int, int]) -> NoReturn:
+    resource.setrlimit(resource.RLIMIT_NOFILE, files)
+    ulimits.set_all(program.spec)
+    user = find_user(program.user or "0", _text_of("/etc/passwd"), _text_of("/etc/group"))
+    if program.user is not None:
+        process.become(user.uid, user.gid, user.groups)
+    workdir = program.workdir or "/"
+    try:
+        os.chdir(workdir)
+    except OSError as error:
+        raise KernelError("chdir", workdir, error.errno or 0) from None
+    os.umask(0o022)
+    env = {"HOME": user.home if user.home != "/" or user.uid else "/root", **program.env}
+    name = program.argv[0]
+    places = [name] if "/" in name else [f"{at or '.'}/{name}" for at in env.get("PATH", DEFAULT_PATH).split(":")]
+    problem = errno.ENOENT
+    for path in places:
+        try:
+            os.execve(path, program.argv, env)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                problem = error.errno or errno.EIO
+                if problem != errno.EACCES:
+                    break
+    raise KernelError("exec", name, problem)
+
+
+def failure(report: bytes) -> BoxFailed | KernelError | None:
+    """Return the error that the new process told, or None if it became its program."""
+    if not report:
+        return None
+    call, target, number = marshal.loads(report)
+    return KernelError(call, target, number) if call else BoxFailed(target)
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

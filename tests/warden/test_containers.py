@@ -1,0 +1,255 @@
+"""Containers, asked for from the process that has the warden: what `nsbox` and `nsbox_session` are made of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pytest_nsbox import BoxFailed
+from pytest_nsbox.fixtures import Change
+from pytest_nsbox.nsbox import NsBox
+from pytest_nsbox.policy.errors import SpecProblems
+from pytest_nsbox.warden.client import Warden
+
+# The warden's connection and the boxes' processes stay for the module.
+pytestmark = pytest.mark.keeps_running
+
+
+@pytest.fixture
+def boxes(warden: Warden) -> Iterator[NsBox]:
+    made = NsBox(warden.connect, "/")
+    yield made
+    made.close()
+
+
+def wait_until(condition, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class TestRun:
+    def test_tells_status_and_both_streams(self, boxes: NsBox):
+        result = boxes.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+        assert (result.returncode, result.stdout, result.stderr) == (3, "out\n", "err\n")
+        assert not result.oom_killed
+        assert not result.timed_out
+
+    def test_a_signal_is_a_negative_status(self, boxes: NsBox):
+        assert boxes.run(["sh", "-c", "kill -9 $$"]).returncode == -9
+
+    def test_input_of_any_size_and_output_of_any_size(self, boxes: NsBox):
+        data = os.urandom(5_000_000)
+        result = boxes.run(["sh", "-c", "cat; cat /dev/zero | head -c 3000000 >&2"], input=data, text=False)
+        assert result.stdout == data
+        assert result.stderr == bytes(3_000_000)
+
+    def test_reads_nothing_without_input(self, boxes: NsBox):
+        assert boxes.run(["cat"]).stdout == ""
+
+    @pytest.mark.parametrize(("program", "status"), [("nope", 127), ("/no/such", 127), ("/etc/passwd", 126)])
+    def test_a_program_that_cannot_run_has_dockers_status(self, boxes: NsBox, program: str, status: int):
+        result = boxes.run([program])
+        assert result.returncode == status
+        assert result.stderr.startswith(f"exec {program}: ")
+
+    def test_check_shows_everything(self, boxes: NsBox):
+        with pytest.raises(BoxFailed) as caught:
+            boxes.run(["sh", "-c", "echo some; echo wrong >&2; exit 4"], check=True)
+        text = str(caught.value)
+        assert "exited with status 4" in text
+        assert "--- stdout\nsome" in text
+        assert "--- stderr\nwrong" in text
+
+    def test_timeout_kills_it(self, boxes: NsBox):
+        begun = time.monotonic()
+        result = boxes.run(["sh", "-c", "echo begun; sleep 60"], timeout="0.2s")
+        assert time.monotonic() - begun < 5
+        assert (result.timed_out, result.returncode, result.stdout) == (True, -9, "begun\n")
+        with pytest.raises(BoxFailed, match="timed out after 0"):
+            boxes.run(["sleep", "60"], timeout=0.1, check=True)
+
+    def test_changes_are_told_and_thrown_away(self, boxes: NsBox):
+        result = boxes.run(["sh", "-c", "echo x > /nsbox-new"])
+        assert result.changes == (Change("A", "/nsbox-new"),)
+        assert not Path("/nsbox-new").exists()
+        assert result.usage["files_changed"] == 1
+
+    def test_usage_is_counted(self, boxes: NsBox):
+        used = boxes.run(["sh", "-c", "for i in 1 2 3; do :; done"]).usage
+        assert used["wall_s"] > 0
+        assert used["cpu_s"] > 0
+
+    def test_keys_of_the_marker_are_keywords(self, boxes: NsBox):
+        result = boxes.run(
+            ["sh", "-c", "hostname; pwd; id -u; echo $GREETING; ulimit -n"],
+            hostname="tiny",
+            workdir="/tmp",
+            user="nobody",
+            env={"GREETING": "hello"},
+            ulimits={"nofile": 77},
+        )
+        assert result.stdout.split() == ["tiny", "/tmp", "65534", "hello", "77"]
+
+    def test_an_unknown_key_is_told(self, boxes: NsBox):
+        with pytest.raises(SpecProblems, match=r"nsbox.run: unknown key 'memmory' \(did you mean 'mem'"):
+            boxes.run(["true"], memmory="1G")
+
+    def test_argv_is_a_list(self, boxes: NsBox):
+        with pytest.raises(TypeError, match="accepted: a list such as"):
+            boxes.run("true")
+
+    def test_the_environment_is_not_pytests(self, boxes: NsBox, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("SECRET", "x")
+        assert "SECRET" not in boxes.run(["env"]).stdout
+
+    def test_has_no_descriptor_but_its_streams(self, boxes: NsBox):
+        # One more is the listing's own.
+        assert boxes.run(["ls", "/proc/self/fd"]).stdout.split() == ["0", "1", "2", "3"]
+
+    def test_signals_and_umask_are_as_a_shell_has_them(self, boxes: NsBox):
+        umask, blocked, ignored = boxes.run(
+            ["sh", "-c", "umask; sed -n 's/Sig[BI][lg][kn]:.//p' /proc/self/status"]
+        ).stdout.split()
+        # The C library keeps the first two realtime signals for itself; they are as they were for pytest.
+        assert (umask, int(blocked, 16), int(ignored, 16) & 0x7FFFFFFF) == ("0022", 0, 0)
+
+    def test_stdout_can_be_opened_again(self, boxes: NsBox):
+        assert boxes.run(["sh", "-c", "echo again > /dev/stdout"], user="nobody").stdout == "again\n"
+
+    def test_what_its_program_leaves_behind_ends_with_it(self, boxes: NsBox):
+        begun = time.monotonic()
+        assert boxes.run(["sh", "-c", "sleep 60 & echo done"]).stdout == "done\n"
+        assert time.monotonic() - begun < 5
+
+    def test_threads_run_boxes_at_once(self, boxes: NsBox):
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda n: boxes.run(["sh", "-c", f"sleep 0.0{n}; echo {n}"]).stdout, range(9)))
+        assert found == [f"{n}\n" for n in range(9)]
+
+
+class TestStart:
+    def test_one_life(self, boxes: NsBox):
+        box = boxes.start(["sh", "-c", "echo ready; sleep 60"], name="web")
+        assert (box.name, box.status, box.returncode) == ("web", "running", None)
+        assert Path(f"/proc/{box.pid}").exists()
+        wait_until(lambda: box.logs() == "ready\n")
+        assert box.stop() == -signal.SIGTERM
+        assert (box.status, box.returncode, box.pid) == ("exited", -15, 0)
+        assert box.logs() == "ready\n"
+        assert box.inspect()["ExitCode"] == 143
+
+    def test_stop_kills_what_ignores_sigterm(self, boxes: NsBox):
+        box = boxes.start(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"])
+        wait_until(lambda: box.logs() == "ready\n")
+        assert box.stop(timeout=0.2) == -9
+
+    def test_wait(self, boxes: NsBox):
+        box = boxes.start(["sh", "-c", "sleep 0.2; exit 5"])
+        with pytest.raises(TimeoutError, match=r"still runs after 0\.01 s"):
+            box.wait(0.01)
+        assert box.wait(10) == 5
+        assert box.wait() == 5
+
+    def test_a_program_that_cannot_run_is_an_error(self, boxes: NsBox):
+        with pytest.raises(BoxFailed, match="exec nope: No such file or directory"):
+            boxes.start(["nope"])
+        assert boxes.start(["true"]).wait() == 0
+
+    def test_exec(self, boxes: NsBox):
+        with boxes.start(["sleep", "60"], env={"A": "1"}, hostname="web") as box:
+            result = box.exec(["sh", "-c", "hostname; echo $A$B; id -u; pwd; cat"], env={"B": "2"}, user=65534,
+                              workdir="/usr", input="in")  # fmt: skip
+            assert result.stdout.split() == ["web", "12", "65534", "/usr", "in"]
+            box.exec(["touch", "/made"], check=True)
+            assert box.exec(["ls", "/made"]).returncode == 0
+            assert Change("A", "/made") in box.changes()
+            assert box.exec(["nope"]).returncode == 127
+            assert box.exec(["sleep", "60"], timeout=0.1).timed_out
+            assert box.status == "running"
+        assert box.status == "exited"
+        assert Change("A", "/made") in box.changes()
+
+    def test_exec_ends_with_the_box(self, boxes: NsBox):
+        box = boxes.start(["sleep", "60"])
+        found = []
+        thread = threading.Thread(target=lambda: found.append(box.exec(["sleep", "60"]).returncode))
+        thread.start()
+        time.sleep(0.1)
+        box.kill()
+        thread.join(10)
+        assert found == [-9]
+        with pytest.raises(BoxFailed, match="is not running"):
+            box.exec(["true"])
+
+    def test_pause_and_resume(self, boxes: NsBox):
+        box = boxes.start(["sh", "-c", "while :; do echo x; sleep 0.01; done"])
+        box.pause()
+        assert box.status == "paused"
+        frozen = box.logs()
+        time.sleep(0.1)
+        assert box.logs() == frozen
+        with pytest.raises(BoxFailed, match="paused: resume it first"):
+            box.exec(["true"])
+        box.resume()
+        assert box.status == "running"
+        wait_until(lambda: box.logs() != frozen)
+        box.pause()
+        assert box.kill() == -9
+
+    def test_a_paused_box_is_stopped_and_removed(self, boxes: NsBox):
+        first, second = boxes.start(["sleep", "60"]), boxes.start(["sleep", "60"])
+        first.pause()
+        second.pause()
+        assert first.stop() == -15
+
+    def test_signal(self, boxes: NsBox):
+        box = boxes.start(["sh", "-c", "trap 'echo hup; exit 7' HUP; echo ready; while :; do sleep 0.05; done"])
+        wait_until(lambda: box.logs() == "ready\n")
+        box.signal("HUP")
+        assert box.wait(10) == 7
+        assert box.logs() == "ready\nhup\n"
+
+    def test_names_are_unique_and_free_again(self, boxes: NsBox):
+        with boxes.start(["sleep", "60"], name="db"), pytest.raises(BoxFailed, match="the name 'db' is taken"):
+            boxes.start(["true"], name="db")
+        boxes.start(["true"], name="db")
+        with pytest.raises(ValueError, match="not a name"):
+            boxes.start(["true"], name="../x")
+
+    def test_output_without_end_stops_nobody(self, boxes: NsBox):
+        box = boxes.start(["sh", "-c", "yes"])
+        try:
+            assert boxes.run(["echo", "meanwhile"]).stdout == "meanwhile\n"
+            wait_until(lambda: len(box.logs()) > 1_000_000)
+        finally:
+            box.kill()
+
+    def test_usage_while_it_runs_and_after(self, boxes: NsBox):
+        box = boxes.start(["sleep", "60"], mem="64M", pids=10)
+        assert box.usage()["memory_limit_bytes"] == 64 << 20
+        box.kill()
+        assert box.usage()["cpu_s"] >= 0
+
+    def test_a_hundred_at_once(self, boxes: NsBox):
+        started = [boxes.start(["sleep", "60"]) for _ in range(100)]
+        assert {box.status for box in started} == {"running"}
+        assert len({box.pid for box in started}) == 100
+        boxes.close()
+        assert not any(Path(f"/proc/{box._pid}").exists() for box in started)
+
+
+def test_a_client_that_goes_takes_its_boxes_along(warden: Warden):
+    boxes = NsBox(warden.connect, "/")
+    box = boxes.start(["sleep", "60"])
+    pid = box.pid
+    boxes.engine.close()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())

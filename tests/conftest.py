@@ -9,6 +9,9 @@ import pytest
 from tests.capabilities import require
 from tests.leftovers import Leftovers, claim
 
+# Suites of their own, which tests/acceptance/test_examples.py runs.
+collect_ignore = ["examples"]
+
 # At import: before pytest or a plugin remembers the temporary directory, before any test module looks.
 RUN_TAG, RUN_TMP = claim()
 

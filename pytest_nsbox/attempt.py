@@ -49,6 +49,7 @@ class Attempt:
         self.stacks = ""  # of all threads, when it timed out
         self.backstop: Backstop | None = None  # another plugin's limit, enforced from outside
         self.paused = False  # a debugger is at work: no deadline
+        self._paused_at = 0.0
         self.grouped = False  # other tests may run in the same box and process
         self.following: pytest.Item | None = None  # the one that does next
         self.lapped = False  # over, in a box that another test goes on in
@@ -78,6 +79,15 @@ class Attempt:
         self.before, self.hits_before = previous.after, previous.hits_after
         self.keywords = dict.fromkeys(self.item.keywords, 1)
         self.started = time.perf_counter()
+
+    def pause(self, *, entered: bool) -> None:
+        """A debugger or a shell starts or ends: its time is not the test's."""
+        now = time.perf_counter()
+        if entered:
+            self._paused_at = now
+        elif self.paused:
+            self.started += now - self._paused_at
+        self.paused = entered
 
     @property
     def deadline(self) -> float | None:

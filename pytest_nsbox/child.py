@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.coverage_data import Measured
     from pytest_nsbox.groups import Group
     from pytest_nsbox.relay import Frame
+    from pytest_nsbox.shell import Shell
 
 # What pytest itself keeps on items; everything else that is plain data was put there by a hook of somebody else.
 _PYTEST_ATTRIBUTES: Final = frozenset(
@@ -93,6 +94,7 @@ class Child:
         self.due: str | None = None  # the phase whose report the next makereport makes
         self.last_report: pytest.TestReport | None = None
         self.following: pytest.Item | None = None  # the test that comes next in this process
+        self.shell: Shell | None = None  # to be opened where a phase fails
         self.fresh = False  # a test was begun here, and its set-up was not yet
         self._lockstep_output = lockstep_output
         self._takes_turns = lockstep_output or group is not None
@@ -141,6 +143,8 @@ class Child:
     def report(self, report: pytest.TestReport) -> None:
         """Send the report of a phase, and what else the phase left."""
         self.due, self.last_report = None, report
+        if self.shell is not None and report.failed:
+            self.shell.open_for(self, report)
         self._print_now()
         passed = passed_to_data(report, self.keywords)
         if passed is not None:

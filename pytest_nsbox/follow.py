@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.shell import Shell
     from pytest_nsbox.terminal import Terminal
 
 _LAST: Final = frozenset(["end", "interrupt", "exit", "failed", "internal"])  # frames after which none comes
@@ -35,6 +36,7 @@ class Follower:
         self.output_in_step = output.prints_meanwhile(config)
         self._boxes = boxes
         self._terminal = terminal
+        self.shell = _make_shell(config, terminal)
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 
     def wait(self, attempt: Attempt, phase: str) -> None:
@@ -111,9 +113,11 @@ class Follower:
         elif kind == "ask":
             self._answer(attempt, frame["what"])
         elif kind == "pdb":
-            attempt.paused = frame["entered"]
+            attempt.pause(entered=bool(frame["entered"]))
             if attempt.paused:
                 self._terminal.give()
+            if self.shell is not None and frame.get("shell"):
+                self.shell.opened = True
         elif kind == "end":
             self._settle(attempt)
             return True
@@ -198,6 +202,8 @@ class Follower:
         attempt.stopped, attempt.died, attempt.failed = time.perf_counter(), True, True
         status = attempt.reap()
         self._terminal.take_back()
+        if self.shell is not None:
+            self.shell.open_in(attempt, self._boxes.enter)
         attempt.end_box()
         raise reporting.placed(self._boxes.died(attempt, status), *reporting.place_of(attempt.item))
 
@@ -205,7 +211,8 @@ class Follower:
         """Collect the stacks of the test's threads, then kill everything in the box."""
         attempt.timed_out = attempt.failed = True
         attempt.stacks = self._boxes.stacks(attempt)
-        attempt.end_box()
+        if self.shell is None or self.shell.opened:
+            attempt.end_box()
         attempt.signal(signal.SIGKILL)
 
     def _interrupt(self, attempt: Attempt) -> KeyboardInterrupt:
@@ -231,6 +238,14 @@ class Follower:
         if attempt.pid:
             attempt.reap()
         attempt.box.begin_release()
+
+
+def _make_shell(config: pytest.Config, terminal: Terminal) -> Shell | None:
+    if not config.option.sandbox_shell:
+        return None
+    from pytest_nsbox.shell import Shell
+
+    return Shell(terminal)
 
 
 def _interruption(frame: Frame) -> KeyboardInterrupt:

@@ -28,7 +28,6 @@ UNAVAILABLE = ("fail", "skip", "run")
 # An option that did nothing would be worse than one that is refused.
 LACKING = {
     "--sandbox-html": "the report page",
-    "--sandbox-shell": "a shell inside a box",
 }
 
 SETTINGS = pytest.StashKey["Settings"]()

@@ -247,6 +247,7 @@ class Lockstep:
         """The child's first steps, still inside `os.fork`."""
         ours.close()
         self._child = attempt.child = child
+        child.shell = self._follower.shell
         assert attempt.box is not None
         child.enter(partial(self._boxes.enter, attempt.box), random_state)
         if self._follower.output_in_step:

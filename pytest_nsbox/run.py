@@ -64,6 +64,8 @@ class Run:
             self._config.pluginmanager.register(summary, "nsbox-summary")
             self._notes = summary.notes
             self._register_budget(summary.results)
+        if self._settings.shell and not self._settings.off:
+            self._require_terminal()
         idle = options.collectonly or getattr(options, "setupplan", False) or self._distributes
         if self._settings.all and not self._settings.off and not idle:
             self._start_warden()
@@ -80,6 +82,19 @@ class Run:
         if asked.baseline is not None:
             comparison = Comparison(results, Path(asked.baseline), asked.fail_on_increase)
             plugins.register(comparison, "nsbox-baseline")
+
+    def _require_terminal(self) -> None:
+        """Refuse a shell that nobody could type into."""
+        if self._is_worker or self._distributes:
+            raise pytest.UsageError("--sandbox-shell: workers of xdist have no terminal (accepted: a run without -n)")
+        from pytest_nsbox.terminal import Terminal
+
+        terminal = Terminal()
+        if not terminal.is_there():
+            raise pytest.UsageError(
+                "--sandbox-shell: pytest has no terminal (accepted: a run in a terminal's foreground)"
+            )
+        terminal.close()
 
     def header(self) -> list[str]:
         if self._settings.off:

@@ -26,6 +26,10 @@ class Terminal:
             if os.tcgetpgrp(self._fd) != os.getpgrp():
                 self.close()
 
+    def is_there(self) -> bool:
+        """Whether there is one."""
+        return self._fd >= 0
+
     def take(self) -> None:
         """Bring the calling process's group to the front."""
         if self._fd < 0:

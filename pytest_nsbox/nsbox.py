@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from pytest_nsbox.smallest import Smallest
+
     Connect = Callable[[], socket]
     Path = os.PathLike[str]
 
@@ -277,6 +279,30 @@ class NsBox:
         if check:
             raise_unless_zero(found, fields["argv"], value.get("name", name))
         return found
+
+    def smallest(
+        self,
+        work: Sequence[str | Path] | Callable[[str | float], object],
+        key: str,
+        low: str | float,
+        high: str | float,
+        *,
+        precision: str | float | None = None,
+        **spec: Any,
+    ) -> Smallest:
+        """Find by bisection the smallest limit ``key``, of ``low`` to ``high``, under which ``work`` still succeeds.
+
+        work       arguments of a program, which is run in a container each time and succeeds with status 0 and no OOM
+                   kill; or a callable, which is given the limit and fails by returning False or by an AssertionError,
+                   SandboxError, BoxFailed, OSError or MemoryError
+        key        mem, disk, pids, cpu or timeout
+        precision  how near the answer comes; 1 MiB, one process, 0.05 CPUs or 0.1 s by default
+
+        BoxFailed if not even ``high`` is enough.
+        """
+        from pytest_nsbox.smallest import find
+
+        return find(self, work, key, (low, high), precision, spec)
 
     def start(
         self,

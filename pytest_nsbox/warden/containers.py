@@ -212,9 +212,11 @@ class Containers:
         try:
             session = self.server.session
             screens = session.cgroups.screens if session is not None and session.cgroups is not None else ()
-            running = Process(*self._spawner.spawn(container.box, program, streams, screens), streams)
             view = container.box.view
-            if view is not None and view.theirs >= 0:
+            if view is not None and view.theirs < 0:
+                view.open_line()
+            running = Process(*self._spawner.spawn(container.box, program, streams, screens), streams)
+            if view is not None:
                 view.follow(self.server.watch, self.server.forget)
         except BaseException:
             streams.close_ours()

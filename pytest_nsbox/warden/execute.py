@@ -145,11 +145,7 @@ def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
     if box.view is not None:
         from pytest_nsbox.warden import viewed
 
-        # The line is there for the first program only: one listener answers for it and what it starts.
-        if box.view.theirs >= 0:
-            viewed.settle(box.view.cpus, box.view.theirs)
-        else:
-            os.sched_setaffinity(0, box.view.cpus)
+        viewed.settle(box.view.cpus, box.view.theirs)
 
 
 def _attach(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:

@@ -20,6 +20,7 @@ from _socket import (
     SOCK_CLOEXEC,
     SOCK_STREAM,
     SOL_SOCKET,
+    socket,
     socketpair,
 )
 from contextlib import suppress
@@ -31,7 +32,6 @@ from pytest_nsbox.policy.sysinfo import SysInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
     from collections.abc import Callable
 
     from pytest_nsbox.kernel.cgroup_node import Node
@@ -92,7 +92,6 @@ class View:
         self.files: list[tuple[str, str]] = []
         self._directory = -1
         self._node = node
-        self._listener: Listener | None = None
         self._load = proc_files.Load()
         self._tasks = proc_use.Tasks()
         self.began = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -101,9 +100,8 @@ class View:
             self.began = -offset
         self._sampled = 0.0
         self.cpus = views.next_cpus(spec)
-        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-        self._line: socket | None = ours
-        self.theirs = theirs.detach()
+        self._line = self.theirs = -1
+        self.open_line()
         self._watched: list[int] = []
         self._forget: Forget = os.close
         self._meminfo: proc_files.Meminfo | None = None
@@ -182,57 +180,58 @@ class View:
 
     # --- its life
 
+    def open_line(self) -> None:
+        """Make a line for one more process that goes into the box, and is no child of one there; `follow` it then."""
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        self._line, self.theirs = ours.detach(), theirs.detach()
+
     def follow(self, watch: Watch, forget: Forget) -> None:
         """Wait until somebody lives in the box.
 
         `watch` has a function called when a descriptor is readable, `forget` ends that and closes it.
         """
-        assert self._line is not None
         self._forget = forget
         os.close(self.theirs)
-        self.theirs = -1
-        fd = self._line.fileno()
-        self._watched.append(fd)
-        watch(fd, lambda: self._begin(watch))
+        line, self._line, self.theirs = self._line, -1, -1
+        self._watched.append(line)
+        watch(line, lambda: self._begin(line, watch))
 
-    def _begin(self, watch: Watch) -> None:
+    def _begin(self, fd: int, watch: Watch) -> None:
         """Take what comes from the box: a word, and perhaps a listener."""
-        line = self._line
-        assert line is not None
+        line = socket(AF_UNIX, SOCK_STREAM, 0, fd)
         try:
             data, ancillary, _, _ = line.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+            if data:
+                self._listen(ancillary, watch)
+                # Who asked may be killed already.
+                with suppress(OSError):
+                    line.send(b"f", MSG_NOSIGNAL)
         except BlockingIOError:
             # Another descriptor had this number when it was found readable.
             return
+        finally:
+            line.detach()
+        self._unwatch(fd)
+
+    def _listen(self, ancillary: list[tuple[int, int, bytes]], watch: Watch) -> None:
         fds = array.array("i")
         for level, kind, content in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        if not data:
-            self._hang_up()
-            return
-        now = self._sampled = time.clock_gettime(time.CLOCK_BOOTTIME)
         for fd in fds:
-            self._listener = Listener(fd)
+            listener = Listener(fd)
             self._watched.append(fd)
-            watch(fd, self._answer)
+            watch(fd, lambda listener=listener: self._answer(listener))  # type: ignore[misc]
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._sampled = self._sampled or now
         self.look_slowly(now)
         self.refresh(now)
-        # Who asked may be killed already.
-        with suppress(OSError):
-            line.send(b"f", MSG_NOSIGNAL)
-        self._hang_up()
         self._views.live(self, watch, self._forget)
 
-    def _hang_up(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            fd = line.detach()
-            if fd in self._watched:
-                self._watched.remove(fd)
-                self._forget(fd)
-            else:
-                os.close(fd)
+    def _unwatch(self, fd: int) -> None:
+        if fd in self._watched:
+            self._watched.remove(fd)
+            self._forget(fd)
 
     def uptime(self, now: float) -> float:
         """Seconds since the box began, at `now` by CLOCK_BOOTTIME."""
@@ -280,22 +279,17 @@ class View:
         # Our own process 1 counts, as it does for a program that lists /proc.
         return proc_use.Tasks(len(threads) + 1, running, blocked, last)
 
-    def _answer(self) -> None:
+    def _answer(self, listener: Listener) -> None:
         """Answer one sysinfo(2)."""
-        listener = self._listener
-        assert listener is not None
         try:
             asked = listener.receive()
         except KernelError:
             # Nobody is left who could ask.
-            self._listener = None
-            self._watched.remove(listener.fd)
-            self._forget(listener.fd)
+            self._unwatch(listener.fd)
             return
         if asked is not None:
             number, pid, arch, address = asked
-            content = self._sysinfo().pack(narrow=arch in NARROW)
-            listener.answer(number, pid, address, content)
+            listener.answer(number, pid, address, self._sysinfo().pack(narrow=arch in NARROW))
 
     def _sysinfo(self) -> SysInfo:
         uptime = self.uptime(time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -315,14 +309,12 @@ class View:
     def close(self) -> None:
         """Let go of everything; a second call does nothing."""
         self._views.dead(self)
-        self._hang_up()
-        if self.theirs >= 0:
-            os.close(self.theirs)
-            self.theirs = -1
-        for fd in self._watched:
-            self._forget(fd)
-        self._watched.clear()
-        self._listener = None
+        for fd in (self._line, self.theirs):
+            if fd >= 0:
+                os.close(fd)
+        self._line = self.theirs = -1
+        for fd in list(self._watched):
+            self._unwatch(fd)
         for fd in self._counters.values():
             os.close(fd)
         self._counters.clear()

@@ -117,7 +117,8 @@ class Views:
 
     def live(self, view: View, watch: Watch, forget: Forget) -> None:
         """Keep `view` fresh from now on."""
-        self._live.append(view)
+        if view not in self._live:
+            self._live.append(view)
         if self._timer < 0:
             self._timer = timer.open_ticks(TICK)
             self._forget = forget

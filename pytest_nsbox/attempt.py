@@ -6,7 +6,7 @@ import contextlib
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -34,7 +34,10 @@ class Attempt:
         self.box: Box | None = None
         self.pid = 0
         self.child: Child | None = None  # set in the child only
-        self.started = 0.0  # of the fork, time.perf_counter
+        self.started = 0.0  # of the fork or, forked ahead, of its turn; time.perf_counter
+        self.begun = True  # False while it waits for its turn, forked ahead
+        self.adopted = False  # it runs already, and its protocol in pytest's process begins only now
+        self.random_state: Any = None  # of `random` at the fork
         self.stopped = 0.0
         self.keywords: Frame = {}  # of the item at the fork, as reports spell them
         self.reports: dict[str, pytest.TestReport] = {}
@@ -59,6 +62,7 @@ class Attempt:
         self.channel: Channel | None = None
         self._poller: Poller | None = None
         self._pidfd = -1
+        self._unread: list[Frame] = []
 
     @property
     def forked(self) -> bool:
@@ -89,6 +93,23 @@ class Attempt:
             self.started += now - self._paused_at
         self.paused = entered
 
+    def begin(self, following: int | None, random_state: Any) -> None:
+        """Tell a process that was forked ahead that its turn has come.
+
+        following     number of the next test among the session's items, if there is one
+        random_state  of `random`, if it is another one than at the fork
+        """
+        assert self.channel is not None
+        self.begun, self.started = True, time.perf_counter()
+        with contextlib.suppress(OSError):  # it died meanwhile: the first wait tells how
+            self.channel.send("begin", following=following, random=random_state)
+
+    def close_in_child(self) -> None:
+        """In the process of another test: this one is none of its business."""
+        self.close()
+        if self.box is not None:
+            self.box.close_in_child()
+
     @property
     def deadline(self) -> float | None:
         """When the box is killed, on the clock of ``time.perf_counter``."""
@@ -109,6 +130,8 @@ class Attempt:
         """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError."""
         assert self.channel is not None
         assert self._poller is not None
+        if self._unread:
+            return self._unread.pop(0)
         while (frame := self.channel.take()) is None:
             seconds = None if deadline is None else deadline - time.perf_counter()
             readable, exited = self._poller.wait(seconds)
@@ -121,6 +144,10 @@ class Attempt:
                 return None
             raise TimeoutError
         return frame
+
+    def unread(self, frames: list[Frame]) -> None:
+        """Have `next_frame` return these once more, in their order."""
+        self._unread[:0] = frames
 
     def signal(self, number: int) -> None:
         """Signal the test's own process; nothing happens if it has ended."""

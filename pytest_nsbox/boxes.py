@@ -75,10 +75,10 @@ class Boxes:
         self.next_item = item
         self._next = self.spec_of(item) if item is not None else None
 
-    def acquire(self, spec: Spec) -> Box:
-        """A box that lives. Raises BoxFailed if there is none to be had."""
+    def acquire(self, spec: Spec, *, late: bool = True) -> Box:
+        """A box that lives. Raises BoxFailed if there is none to be had. `late` as for `Warden.acquire`."""
         try:
-            box = self.warden.acquire(spec)
+            box = self.warden.acquire(spec, late=late)
             if box.is_alive():
                 return box
             box.release()
@@ -91,9 +91,12 @@ class Boxes:
             self._warden = None
         return self.warden.acquire(spec)
 
-    def make_next(self) -> None:
-        """Have boxes of the next test's kind made, if there is none ahead; called when a test is on its way."""
-        if self._next is not None and not self._goes_on() and not self.warden.is_ahead(self._next):
+    def make_next(self, *, always: bool = False) -> None:
+        """Have boxes of the next test's kind made, if there is none ahead; called when a test is on its way.
+
+        always  also where there is one ahead, but not yet as many as the pool holds
+        """
+        if self._next is not None and not self._goes_on() and (always or not self.warden.is_ahead(self._next)):
             self.warden.prefetch(self._next)
 
     def _goes_on(self) -> bool:

@@ -21,8 +21,17 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_nsbox import inherited, internals, output
+from pytest_nsbox.pages import written
 from pytest_nsbox.real import os
-from pytest_nsbox.relay import Channel, is_plain, passed_to_data, report_to_data, warning_to_data
+from pytest_nsbox.relay import (
+    Channel,
+    ChannelClosedError,
+    is_plain,
+    passed_to_data,
+    report_to_data,
+    set_random_state,
+    warning_to_data,
+)
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -87,6 +96,8 @@ class Child:
         self, item: pytest.Item, channel: Channel, *, lockstep_output: bool, group: Group | None = None
     ) -> None:
         self.item = item
+        self.started = False  # it takes down what the test leaves
+        self.tells_pages = False  # of its memory, which it wrote to
         self.config = item.config
         self.channel = channel
         self.group = group
@@ -126,6 +137,23 @@ class Child:
         self._random_state = random_state
         internals.keep_only_item_in_child(self.item, lambda: self.following)
         inherited.guard_popen()
+
+    def wait_for_turn(self) -> pytest.Item | None:
+        """Forked ahead: wait until the test before ours is over; return the one after ours, in another process."""
+        try:
+            frame = self.channel.receive()
+        except (ChannelClosedError, OSError):  # pytest has no use for us
+            _exit(0)
+        if frame["random"] is not None:
+            set_random_state(frame["random"])
+            self._random_state = random.getstate()
+        self.fresh = True
+        number = frame["following"]
+        return None if number is None else self.item.session.items[number]
+
+    def start(self) -> None:
+        """The test's own set-up starts now: whatever it leaves from here on is told."""
+        self.started = True
         if self.group is not None:
             from pytest_nsbox import succession
 
@@ -277,7 +305,10 @@ class Child:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             _flush()
-            self._send_and_exit(kind, **fields, **self._left_in_the_end())
+            fields.update(self._left_in_the_end())
+            if self.tells_pages and kind == "end":
+                fields["pages"] = written()
+            self._send_and_exit(kind, **fields)
         except BaseException as error:  # noqa: BLE001 - nothing may come out of a fork
             self._send_and_exit("failed", text=f"the result could not be sent: {type(error).__name__}: {error}")
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
 import sys
 import time
@@ -15,12 +14,21 @@ from pytest_nsbox import internals, output, reporting
 from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.real import os
-from pytest_nsbox.relay import ChannelClosedError, Frame, passed_from_data, report_from_data, warning_from_data
+from pytest_nsbox.relay import (
+    ChannelClosedError,
+    Frame,
+    leaves_nothing,
+    passed_from_data,
+    report_from_data,
+    set_random_state,
+    warning_from_data,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.pages import Pages
     from pytest_nsbox.shell import Shell
     from pytest_nsbox.terminal import Terminal
 
@@ -31,11 +39,13 @@ INTERRUPT_GRACE: Final = 10.0  # seconds that a test has for its teardown after 
 class Follower:
     """Waits for what the children of a session report and how they end."""
 
-    def __init__(self, config: pytest.Config, boxes: Boxes, terminal: Terminal) -> None:
+    def __init__(self, config: pytest.Config, boxes: Boxes, terminal: Terminal, pages: Pages) -> None:
         self.config = config
         self.output_in_step = output.prints_meanwhile(config)
         self._boxes = boxes
         self._terminal = terminal
+        self._pages = pages
+        self.all_plain = True  # the frames since somebody set this
         self.shell = _make_shell(config, terminal)
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 
@@ -59,15 +69,11 @@ class Follower:
             except ChannelClosedError as error:
                 frame = {"t": "failed", "text": str(error)}
             except KeyboardInterrupt:
-                raise self._interrupt(attempt) from None
+                raise self.interrupt(attempt) from None
             except BaseException:
                 # A signal handler's exception, such as pytest-timeout's: the test ends with it.
                 attempt.failed = True
-                attempt.end_box()
-                attempt.signal(signal.SIGKILL)
-                attempt.reap()
-                self._terminal.take_back()
-                self._boxes.begin_release(attempt)
+                self.abandon(attempt)
                 raise
             if frame is None:
                 self._died(attempt)
@@ -92,10 +98,11 @@ class Follower:
 
     def _take(self, attempt: Attempt, frame: Frame) -> bool:
         """Act on one frame; True when it was the last."""
+        self.all_plain = self.all_plain and leaves_nothing(frame)
         self._take_leavings(attempt, frame)
         kind = frame["t"]
         if kind in ("report", "passed"):
-            report = self._read_report(attempt, frame)
+            report = self.read_report(attempt, frame)
             assert report.when is not None
             if report.failed:
                 attempt.failed = True
@@ -119,7 +126,7 @@ class Follower:
             if self.shell is not None and frame.get("shell"):
                 self.shell.opened = True
         elif kind == "end":
-            self._settle(attempt)
+            self.settle(attempt)
             return True
         elif kind == "done":
             attempt.stopped, attempt.lapped = time.perf_counter(), True
@@ -127,11 +134,12 @@ class Follower:
             self._boxes.begin_release(attempt)
             return True
         else:
-            self._settle(attempt)
+            self.settle(attempt)
             self._raise_ending(frame)
         return False
 
-    def _read_report(self, attempt: Attempt, frame: Frame) -> pytest.TestReport:
+    def read_report(self, attempt: Attempt, frame: Frame) -> pytest.TestReport:
+        """The report that a frame brought."""
         if frame["t"] == "passed":
             return passed_from_data(attempt.item, attempt.keywords, frame["report"])
         return report_from_data(self.config, frame["report"])
@@ -154,8 +162,6 @@ class Follower:
             internals.replay_warning(warning_from_data(data))
         for name, value in frame.get("attributes", {}).items():
             setattr(item, name, value)
-        if "random" in frame:
-            _set_random_state(frame["random"])
         for name, value in frame.get("testsuite_properties", ()):
             internals.testsuite_properties(self.config).append((name, value))
         if "failed_subtests" in frame:
@@ -167,8 +173,16 @@ class Follower:
             item.session.shouldfail = fail or item.session.shouldfail
         if isinstance(frame.get("line"), str):
             output.set_terminal_line(self.config, frame["line"])
+        self.take_end(frame)
+
+    def take_end(self, frame: Frame) -> None:
+        """Keep what a test's last frame tells for the session, not for the test."""
+        if "random" in frame:
+            set_random_state(frame["random"])
         if frame.get("coverage") is not None:
             self._boxes.coverage(frame["coverage"])
+        if "pages" in frame:
+            self._pages.learn(frame["pages"])
 
     def _answer(self, attempt: Attempt, what: str) -> None:
         assert attempt.channel is not None
@@ -183,13 +197,25 @@ class Follower:
 
     # --- ends
 
-    def _settle(self, attempt: Attempt) -> None:
+    def settle(self, attempt: Attempt) -> None:
         """The last frame is here: end the box. The child, whose memory takes a while to go, is reaped later."""
         assert attempt.box is not None
         attempt.stopped = time.perf_counter()
         self._terminal.take_back()
         attempt.end_box()
         self._boxes.begin_release(attempt)
+        self.forget(attempt)
+
+    def abandon(self, attempt: Attempt) -> None:
+        """End a test that nobody will hear of any more."""
+        attempt.end_box()
+        attempt.signal(signal.SIGKILL)
+        attempt.reap()
+        self._terminal.take_back()
+        self._boxes.begin_release(attempt)
+
+    def forget(self, attempt: Attempt) -> None:
+        """Reap a killed process some time."""
         attempt.close()
         self._dying.append(attempt.pid)
 
@@ -215,7 +241,7 @@ class Follower:
             attempt.end_box()
         attempt.signal(signal.SIGKILL)
 
-    def _interrupt(self, attempt: Attempt) -> KeyboardInterrupt:
+    def interrupt(self, attempt: Attempt) -> KeyboardInterrupt:
         """Ctrl-C: the test's own teardown runs; a second Ctrl-C or the end of the grace kills the box."""
         attempt.interrupt()
         deadline = time.perf_counter() + INTERRUPT_GRACE
@@ -226,7 +252,7 @@ class Follower:
                 self._take_leavings(attempt, frame)
                 if frame["t"] in _LAST:
                     break
-        self._settle(attempt)
+        self.settle(attempt)
         return _interruption(frame or {})
 
     def give_up(self, item: pytest.Item) -> None:
@@ -264,12 +290,3 @@ def flush_terminal(config: pytest.Config) -> None:
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):  # closed by a test that ran without a box
                 stream.flush()
-
-
-def _set_random_state(state: Any) -> None:
-    """Carry on where the test left the generator, as one process would."""
-    try:
-        version, numbers, gauss = state
-        random.setstate((version, tuple(numbers), gauss))
-    except (TypeError, ValueError, OverflowError):  # the test's bytes: they may be anything
-        pass

@@ -107,7 +107,7 @@ def intercept(session: pytest.Session, actions: dict[str, Action]) -> Callable[[
     return undo
 
 
-_OWN: Final = "_pytest."
+OWN: Final = "_pytest."
 
 
 def call_own(config: pytest.Config, caller: HookCaller, kwargs: dict[str, Any], *, firstresult: bool = False) -> Any:
@@ -117,7 +117,7 @@ def call_own(config: pytest.Config, caller: HookCaller, kwargs: dict[str, Any], 
 
 
 def _is_own(impl: HookImpl) -> bool:
-    return str(getattr(impl.function, "__module__", "")).startswith(_OWN)
+    return str(getattr(impl.function, "__module__", "")).startswith(OWN)
 
 
 class _Impl:

@@ -19,23 +19,20 @@ Every hook of a plugin or conftest therefore runs once per test; after the fork 
 from __future__ import annotations
 
 import contextlib
-import random
-import socket
-import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from pytest_nsbox import internals, output, reporting, timeouts
+from pytest_nsbox.ahead import Ahead
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
-from pytest_nsbox.follow import Follower, flush_terminal
-from pytest_nsbox.forking import fork_into
-from pytest_nsbox.hugepages import HugePages
+from pytest_nsbox.follow import Follower
 from pytest_nsbox.internals import Forked, Turn
+from pytest_nsbox.launch import Launcher
+from pytest_nsbox.pages import Pages
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
-from pytest_nsbox.relay import Channel
 from pytest_nsbox.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     from pluggy import HookCaller
 
     from pytest_nsbox.boxes import Boxes
-    from pytest_nsbox.groups import Group
     from pytest_nsbox.placement import Placement
     from pytest_nsbox.turns import Turns
 
@@ -59,15 +55,17 @@ class Lockstep:
         self._boxes = boxes
         self._child: Child | None = None
         self._show_again: Callable[[], None] = lambda: None
-        self.tests_left = 0  # in boxes, the current one included
-        self._huge_pages = HugePages()
         self._terminal = Terminal()
-        self._follower = Follower(session.config, boxes, self._terminal)
+        pages = Pages()
+        self._follower = Follower(session.config, boxes, self._terminal, pages)
+        self.launcher = Launcher(session.config, boxes, self._follower, self._terminal, pages, self._become)
+        self._ahead = Ahead(session, boxes, placement, self._follower, self._fork_ahead)
         self._turns = self._make_turns(session)
         self._undo = internals.intercept(
             session,
-            ({"pytest_runtest_protocol": self._protocol} if self._turns is not None else {})
-            | {
+            {
+                "pytest_runtest_protocol": self._protocol,
+                "pytest_runtest_logstart": self._logstart,
                 "pytest_runtest_setup": self._setup,
                 "pytest_runtest_call": self._call,
                 "pytest_runtest_teardown": self._teardown,
@@ -93,10 +91,44 @@ class Lockstep:
 
     def _close(self) -> None:
         self._undo()
+        self._ahead.close()
+        self.launcher.close()
         self._follower.reap_dying(wait=True)
         self._terminal.close()
 
-    # --- the guard around the whole protocol
+    # --- the whole protocol
+
+    def _protocol(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+        __tracebackhide__ = True
+        if self._child is not None:
+            return caller(**kwargs)
+        if self._boxes.spec_of(kwargs["item"]) is not None:
+            self.launcher.tests_left -= 1
+        if self._boxes.scope_of(kwargs["item"]) != "function":
+            return self._protocol_of_group(caller, kwargs)
+        return self._ahead.run(caller, kwargs["item"], kwargs["nextitem"])
+
+    def _fork_ahead(self, attempt: Attempt, running: Attempt | None, caller: HookCaller) -> None:
+        """Fork a process for a test that is not due yet; in the child this does not return."""
+        if not self.launcher.fork(attempt, running=running):
+            return
+        child, item = attempt.child, attempt.item
+        assert child is not None
+        try:
+            nextitem = child.wait_for_turn()
+            item.stash[ATTEMPT] = attempt
+            caller(item=item, nextitem=nextitem)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, pytest's process is to go on with it
+            self._end_child(error)
+        child.finish()
+
+    def _become(self, child: Child) -> None:
+        self._child = child
+
+    def _logstart(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+        if self._child is not None:
+            return None
+        return self._ahead.log_start(caller, kwargs)
 
     @contextlib.contextmanager
     def guard(self, item: pytest.Item) -> Iterator[None]:
@@ -139,6 +171,8 @@ class Lockstep:
         if self._child is not None:
             if self._child.fresh:
                 self._child.fresh = False
+                if not self._child.started:
+                    self._child.start()
                 return self._phase_in_child(self._child, "setup", caller, kwargs)
             self._end_test(self._child)  # a plugin that runs the item again got here in the child: the parent's turn
         if self._turns is not None and (attempt := self._turns.go_on(item)) is not None:
@@ -147,8 +181,10 @@ class Lockstep:
         spec = self._boxes.spec_of(item)
         if spec is None:
             return caller(**kwargs)
-        attempt = item.stash[ATTEMPT] = Attempt(item, spec)
-        attempt.keeps = self._boxes.kept is not None
+        attempt = item.stash.get(ATTEMPT, None)
+        if attempt is None or not attempt.adopted:
+            attempt = item.stash[ATTEMPT] = Attempt(item, spec)
+            attempt.keeps = self._boxes.kept is not None
         ordinary = item.setup
         item.setup = partial(self._setup_in_box, attempt, ordinary)  # type: ignore[method-assign]
         try:
@@ -171,6 +207,9 @@ class Lockstep:
         """Stands in for the item's ``setup()``: outer fixtures here, the rest in the child."""
         __tracebackhide__ = True
         item = attempt.item
+        if attempt.adopted:
+            attempt.adopted = False
+            self._leave_setup(item)
         try:
             self._set_up_outer_fixtures(item, attempt.spec.scope)
             group = self._turns.begin(item, self._set_up_outer_fixtures) if self._turns is not None else None
@@ -186,10 +225,17 @@ class Lockstep:
         except SandboxError:
             internals.drop_item_in_parent(item)  # never set up, so not to be torn down either
             raise
-        if self._fork(attempt, group):
+        if self.launcher.fork(attempt, group):
+            assert attempt.child is not None
+            attempt.child.start()
             timeouts.take_over(item)
             ordinary()
             return
+        if group is not None and self._turns is not None:
+            self._turns.began(group, attempt)
+        self._leave_setup(item)
+
+    def _leave_setup(self, item: pytest.Item) -> NoReturn:
         internals.forget_unraisable(self.config)
         internals.drop_item_in_parent(item)
         item._report_sections.clear()  # the child's reports hold them
@@ -207,53 +253,6 @@ class Lockstep:
         finally:
             placement.watching = False
             placement.move(item, names)
-
-    def _fork(self, attempt: Attempt, group: Group | None) -> bool:
-        """Fork into the box; True in the child."""
-        box = attempt.box
-        assert box is not None
-        ours, theirs = socket.socketpair()
-        child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step, group=group)
-        attempt.keywords = child.keywords
-        random_state = random.getstate()
-        flush_terminal(self.config)
-        self._huge_pages.before_fork(self.tests_left)
-        watch_again = output.pause_faulthandler_timer(self.config)
-        attempt.started = time.perf_counter()
-        try:
-            pid = fork_into(box, lambda: self._enter(attempt, child, ours, random_state))
-        except BaseException:
-            ours.close()
-            theirs.close()
-            attempt.ended = True
-            with contextlib.suppress(BoxFailed):
-                box.release()
-            raise
-        if pid == 0:
-            watch_again()
-            return True
-        theirs.close()
-        attempt.attach(pid, Channel(ours))
-        if group is not None and self._turns is not None:
-            self._turns.began(group, attempt)
-        if self._follower.output_in_step:
-            self._terminal.give()
-        self._boxes.make_next()
-        attempt.backstop = timeouts.leave_to_child(attempt.item)
-        self._follower.reap_dying()
-        return False
-
-    def _enter(self, attempt: Attempt, child: Child, ours: socket.socket, random_state: Any) -> None:
-        """The child's first steps, still inside `os.fork`."""
-        ours.close()
-        self._child = attempt.child = child
-        child.shell = self._follower.shell
-        assert attempt.box is not None
-        child.enter(partial(self._boxes.enter, attempt.box), random_state)
-        if self._follower.output_in_step:
-            self._terminal.take()
-        else:
-            self._terminal.stay_behind()
 
     # --- the other phases, and reports
 
@@ -385,10 +384,8 @@ class Lockstep:
 
     # --- groups
 
-    def _protocol(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+    def _protocol_of_group(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
         """Around an item's protocol, outside all wrappers: the child of a group leaves them, and goes on here."""
-        if self._boxes.scope_of(kwargs["item"]) == "function":
-            return caller(**kwargs)
         with contextlib.suppress(Turn):
             return internals.call_leavable(self.config, caller, kwargs, firstresult=True)
         assert self._turns is not None

@@ -7,6 +7,7 @@ unpickled: the child runs code that the box is there to hold, so its bytes may o
 from __future__ import annotations
 
 import json
+import random
 import select
 import socket as _socket
 import struct
@@ -222,6 +223,31 @@ def passed_from_data(item: pytest.Item, keywords: Mapping[str, Any], data: list[
     )
 
 
+_OF_REPORT: Final = frozenset(["t", "report", "warnings"])
+_OF_END: Final = frozenset(["t", "warnings", "random", "coverage", "pages"])
+
+
+def leaves_nothing(frame: Frame) -> bool:
+    """Whether a frame tells only of a phase that passed or skipped, or of the end of a test that left nothing."""
+    kind = frame["t"]
+    if kind == "end":
+        return frame.keys() <= _OF_END
+    if kind == "report":
+        report = frame.get("report")
+        return (
+            isinstance(report, dict) and report.get("outcome") in ("passed", "skipped") and frame.keys() <= _OF_REPORT
+        )
+    return kind == "passed" and frame.keys() <= _OF_REPORT
+
+
+def phase_of(frame: Frame) -> object:
+    """The phase that a frame with a report is of."""
+    report = frame["report"]
+    if isinstance(report, dict):
+        return report.get("when")
+    return report[0] if isinstance(report, list) and report else None
+
+
 def is_plain(value: object, depth: int = 4) -> bool:
     """Whether a value survives JSON as it is."""
     if value is None or type(value) in (bool, int, float, str):
@@ -294,3 +320,12 @@ def warning_from_data(data: Frame) -> warnings.WarningMessage:
     if str(message) != data["text"]:
         message.args = (data["text"],)
     return warnings.WarningMessage(message, category, data["filename"], data["lineno"], None, data["line"])
+
+
+def set_random_state(state: Any) -> None:
+    """Carry on where the test left the generator, as one process would."""
+    try:
+        version, numbers, gauss = state
+        random.setstate((version, tuple(numbers), gauss))
+    except (TypeError, ValueError, OverflowError):  # the test's bytes: they may be anything
+        pass

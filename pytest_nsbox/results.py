@@ -89,7 +89,8 @@ class Result:
             self.outcome = said
         self.begun = self.begun or report.when == "setup"
         self.limits.update(getattr(report, "sandbox_limits", {}))
-        self.usage.update(from_properties(report.user_properties))
+        if report.user_properties:
+            self.usage.update(from_properties(report.user_properties))
 
     def as_json(self) -> dict[str, object]:
         """The entry of ``--sandbox-json``."""

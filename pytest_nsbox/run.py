@@ -166,7 +166,7 @@ class Run:
 
             self._config.pluginmanager.register(Timeouts(), "nsbox-timeouts")
         self._lockstep = Lockstep(session, self._boxes, self._placement)
-        self._lockstep.tests_left = sum(self._boxes.spec_of(item) is not None for item in session.items)
+        self._lockstep.launcher.tests_left = sum(self._boxes.spec_of(item) is not None for item in session.items)
         try:
             yield
         finally:
@@ -231,7 +231,6 @@ class Run:
         if self._lockstep is None or self._boxes is None:
             return None
         self._boxes.expect(nextitem)
-        self._lockstep.tests_left -= 1
         return self._lockstep.guard(item)
 
     def debugging(self, *, entered: bool) -> None:

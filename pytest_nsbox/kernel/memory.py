@@ -1,12 +1,110 @@
-"""Memory of this process: huge pages. Source: madvise(2)."""
+"""Memory of this process: huge pages, and pages that a fork copies at once. Source: madvise(2),
+io_uring_register(2).
+"""
 
 from __future__ import annotations
 
+import os
+import struct
+
 from pytest_nsbox.kernel import libc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _MADV_COLLAPSE = 25  # Linux 6.1
+_SYS_IO_URING_SETUP = 425
+_SYS_IO_URING_REGISTER = 427
+_REGISTER_BUFFERS = 0
+_MOST_RANGES = 1 << 14  # IORING_MAX_REG_BUFFERS
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+# Of an entry of pagemap: mapped only here; in memory.
+_EXCLUSIVE = 1 << 56
+_PRESENT = 1 << 63
 
 
 def collapse(address: int, length: int) -> None:
     """Put the huge pages that lie wholly in [address, address + length) in the place of small ones, now."""
     libc.call("madvise", f"{address:#x}+{length}", address, length, _MADV_COLLAPSE)
+
+
+class Pins:
+    """Memory that stays where it is, as buffers of an io_uring that nobody uses.
+
+    Nobody may find such pages elsewhere, so a fork copies them for the child there and then, and the parent goes on
+    writing to its own. Other private pages are shared until one of the two writes, which costs each of them a page
+    fault, and the copy all the same. Limited by RLIMIT_MEMLOCK.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Pin `ranges` (address, bytes). KernelError: no io_uring here, too much memory, or mappings that cannot be."""
+        parameters = libc.Buffer(bytes(120))
+        self.fd = libc.syscall("io_uring_setup", "1", _SYS_IO_URING_SETUP, 1, parameters.address)
+        try:
+            os.set_inheritable(self.fd, False)
+            ranges = ranges[:_MOST_RANGES]
+            vectors = b"".join(struct.pack("=2Q", address, length) for address, length in ranges)
+            libc.syscall(
+                "io_uring_register", "buffers", _SYS_IO_URING_REGISTER, self.fd, _REGISTER_BUFFERS, vectors, len(ranges)
+            )
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def close(self) -> None:
+        """Let the memory go. In a forked child this only closes the descriptor that it inherited."""
+        os.close(self.fd)
+
+
+def as_ranges(pages: list[int]) -> list[tuple[int, int]]:
+    """Sorted page numbers as ranges (address, bytes)."""
+    ranges: list[tuple[int, int]] = []
+    for page in pages:
+        if ranges and ranges[-1][0] + ranges[-1][1] == page * PAGE:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + PAGE)
+        else:
+            ranges.append((page * PAGE, PAGE))
+    return ranges
+
+
+def anonymous_mappings(maps: str) -> list[tuple[int, int]]:
+    """Addresses (start, end) of private writable memory that is no file's; ``maps`` is of the form of proc(5)."""
+    return [(start, end) for start, end, inode in _private(maps) if inode == "0"]
+
+
+def _private(maps: str) -> list[tuple[int, int, str]]:
+    found = []
+    for line in maps.splitlines():
+        addresses, permissions, _, _, inode, *_ = line.split(maxsplit=5)
+        if permissions == "rw-p":
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            found.append((start, end, inode))
+    return found
+
+
+def written_since_fork(most: int) -> list[int]:
+    """In a forked process: numbers of the pages that it has to itself, mostly because it wrote to them.
+
+    Not many more than `most`. OSError if the process may not look into itself. Source: proc(5), pagemap.
+    """
+    pages: list[int] = []
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start, end, _ in _private(read_proc("/proc/self/maps")):
+            first = start // PAGE
+            entries = memoryview(os.pread(fd, (end - start) // PAGE * 8, first * 8)).cast("Q")
+            pages += [first + number for number, entry in enumerate(entries) if entry & _PRESENT and entry & _EXCLUSIVE]
+            if len(pages) > most:
+                break
+    finally:
+        os.close(fd)
+    return pages
+
+
+def read_proc(path: str) -> str:
+    """Return the text of a file of procfs."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()

@@ -74,7 +74,9 @@ class Undo:
                 continue
 
 
-def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> tuple[Box, Undo]:
+def begin_box(
+    session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...], *, tells_pages: bool = False
+) -> tuple[Box, Undo]:
     """Begin to make a box of `spec`, with the host paths `shared`; `finish_box` once its init has reported.
 
     Raises BoxFailed, KernelError or OSError; nothing is left then. Else the second result takes back what was done.
@@ -94,7 +96,7 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
         if plan.live:
             box.view = session.open_views().make(name, spec, plan, node)
             undo.add(box.view.close)
-        _clone(session, box, undo)
+        _clone(session, box, undo, tells_pages=tells_pages)
         if box.namespaces & namespaces.NEWUSER:
             session.doors.write_maps(box.pid, *session.maps)
         os.write(box.control, init.GO)
@@ -104,7 +106,7 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
     return box, undo
 
 
-def _clone(session: Session, box: Box, undo: Undo) -> None:
+def _clone(session: Session, box: Box, undo: Undo, *, tells_pages: bool) -> None:
     plan = box.tree.plan
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
@@ -116,7 +118,8 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
         try:
             pid, pidfd = session.doors.clone3(box.namespaces)
             if pid == 0:
-                init.run(session.doors, plan, theirs.fileno(), box.tree.place, _shown(session, box))
+                shown = _shown(session, box, tells_pages=tells_pages)
+                init.run(session.doors, plan, theirs.fileno(), box.tree.place, shown)
             box.pid, box.pidfd = pid, pidfd
             undo.add(lambda: end(box))
         finally:
@@ -125,23 +128,27 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
         theirs.close()
 
 
-def _shown(session: Session, box: Box) -> init.Shown:
+def _shown(session: Session, box: Box, *, tells_pages: bool) -> init.Shown:
     own = {name for name, _ in box.node.views}
     screened = session.cgroups.screened if session.cgroups is not None and box.tree.plan.limited else ()
     screens = tuple(view for view in screened if view[0] not in own)
     if box.view is None:
-        return init.Shown(box.node.views, screens)
-    return init.Shown(box.node.views, screens, tuple(box.view.files), box.view.began)
+        return init.Shown(box.node.views, screens, tells_pages=tells_pages)
+    return init.Shown(box.node.views, screens, tuple(box.view.files), box.view.began, tells_pages)
 
 
-def finish_box(session: Session, box: Box, undo: Undo) -> None:
-    """See `box` through to the end of its init's preparations. Raises as `begin_box` does; nothing is left then."""
+def finish_box(session: Session, box: Box, undo: Undo) -> list[int]:
+    """See `box` through to the end of its init's preparations. Raises as `begin_box` does; nothing is left then.
+
+    Returns the pages that the init wrote to, if it was to tell.
+    """
     try:
-        report = os.read(box.control, 4096)
-        if report != init.READY:
+        report = os.read(box.control, init.LARGEST_REPORT)
+        if not report.startswith(init.READY):
             raise init.failure(report)
         if any(isinstance(op, SetClocks) for op in box.tree.plan.init):
             box.clock = session.doors.open_namespace(box.pid, "time_for_children")
+        return init.pages(report)
     except BaseException:
         undo.run()
         raise

@@ -22,6 +22,7 @@ from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import keyword_record
+from pytest_nsbox.policy.spec import DEFAULT
 from pytest_nsbox.real import os
 from pytest_nsbox.warden import messages as m
 from pytest_nsbox.warden.handle import Box, Released
@@ -79,6 +80,7 @@ class Warden:
         self._pending: dict[int, Spec] = {}
         self._dropped: set[int] = set()
         self._configured = False
+        self._keyed: tuple[Spec | None, Spec] = (None, DEFAULT)
         self.gone = False  # killed, or it failed; every call fails from then on
         # Descriptors to write b"0" to in every child, before those of its box: kernel.cgroup_node.Session.open_screens.
         self.screens: tuple[int, ...] = ()
@@ -132,9 +134,15 @@ class Warden:
         """Return the control socket's descriptor, which a forked child must close before all else; `Box.enter` does."""
         return self._channel.sock.fileno()
 
+    def _key(self, spec: Spec) -> Spec:
+        """What boxes of `spec` have in common; mostly asked for the same spec again and again."""
+        if spec is not self._keyed[0]:
+            self._keyed = spec, spec.box_key()
+        return self._keyed[1]
+
     def prefetch(self, spec: Spec) -> None:
         """Have boxes of `spec` made ahead, up to the pool's size; return at once."""
-        key = spec.box_key()
+        key = self._key(spec)
         try:
             while len(self._pending) < self._config.pool:
                 self._request(key)
@@ -148,7 +156,7 @@ class Warden:
 
     def is_ahead(self, spec: Spec) -> bool:
         """Say if a box of `spec` was asked for already and nobody has taken it."""
-        return spec.box_key() in self._pending.values()
+        return self._key(spec) in self._pending.values()
 
     def _configure(self) -> None:
         if not self._configured:
@@ -163,9 +171,12 @@ class Warden:
         self._pending[self._number] = key
         return self._number
 
-    def acquire(self, spec: Spec) -> Box:
-        """Return a box of `spec`, fresh and empty. Raises BoxFailed with the reason if none can be made."""
-        key = spec.box_key()
+    def acquire(self, spec: Spec, *, late: bool = True) -> Box:
+        """Return a box of `spec`, fresh and empty. Raises BoxFailed with the reason if none can be made.
+
+        late  look for sockets and shared paths that are new since it was made
+        """
+        key = self._key(spec)
         number = next((number for number, pending in self._pending.items() if pending == key), None)
         try:
             if number is None:
@@ -176,8 +187,8 @@ class Warden:
             self._died(str(error))
         made = m.expect(answer, m.Made)
         box = Box(self, made, fds, spec)
-        late = find_late(self._shared(), sockets=made.sockets)
-        if any(made.bound.get(path) != place for path, place in late.items()):
+        now = find_late(self._shared(), sockets=made.sockets) if late else {}
+        if any(made.bound.get(path) != place for path, place in now.items()):
             try:
                 self.ask(m.Refresh(self.next_number(), box.name), m.Done)
             except BoxFailed:
@@ -199,10 +210,13 @@ class Warden:
         for fd in fds:
             os.close(fd)
         if isinstance(answer, m.Made):
-            try:
-                self._channel.send(m.Drop(answer.box))
-            except OSError:
-                return
+            self.drop(answer.box)
+
+    def drop(self, name: str) -> None:
+        """Have a box ended that nobody will ask for again; return at once."""
+        # If the warden is gone, so is the box.
+        with suppress(OSError):
+            self._channel.send(m.Drop(name))
 
     def ask(self, request: m.Request, kind: type[M]) -> M:
         """Send `request`, wait for its answer and return it; BoxFailed with what the warden says against it."""

@@ -11,7 +11,7 @@ import errno
 import marshal
 import os
 
-from pytest_nsbox.kernel import process
+from pytest_nsbox.kernel import memory, process
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.kernel.namespaces import NEWTIME
 from pytest_nsbox.kernel.signals import signal
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 GO = b"g"
 READY = b"r"
+LARGEST_REPORT = 1 << 16  # bytes
+_MOST_PAGES = 1024
 _CGROUPS = "/sys/fs/cgroup"
 
 
@@ -37,16 +39,18 @@ _CGROUPS = "/sys/fs/cgroup"
 class Shown:
     """What is this box's alone, and not its plan's.
 
-    cgroups  (name, path) of its own cgroups, to be shown below /sys/fs/cgroup
-    screens  as `cgroups`, of groups that it shares with others
-    files    (path, place) of what is bound over files of /proc and /sys
-    began    when it began, by CLOCK_BOOTTIME
+    cgroups      (name, path) of its own cgroups, to be shown below /sys/fs/cgroup
+    screens      as `cgroups`, of groups that it shares with others
+    files        (path, place) of what is bound over files of /proc and /sys
+    began        when it began, by CLOCK_BOOTTIME
+    tells_pages  whether its init is to tell which pages of memory it wrote to, see kernel.memory.Pins
     """
 
     cgroups: Views
     screens: Views = ()
     files: Views = ()
     began: float = 0.0
+    tells_pages: bool = False
 
 
 def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoReturn:
@@ -57,7 +61,10 @@ def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoR
     try:
         try:
             _prepare(doors, plan, control, place, shown)
-            report = READY
+            report = READY + (marshal.dumps(_written_pages(doors)) if shown.tells_pages else b"")
+            # Only now: every change of ids takes both back.
+            doors.die_with_parent()
+            doors.set_dumpable(dumpable=False)
         except KernelError as error:
             report = marshal.dumps((error.call, error.target[:1000], error.errno))
         except BaseException as error:  # noqa: BLE001  # it must not run on in the warden's code
@@ -66,6 +73,19 @@ def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoR
         os.read(control, 1)
     finally:
         os._exit(0)
+
+
+def _written_pages(doors: Doors) -> list[int]:
+    doors.set_dumpable(dumpable=True)
+    try:
+        return memory.written_since_fork(_MOST_PAGES)
+    except OSError:
+        return []
+
+
+def pages(report: bytes) -> list[int]:
+    """Return the numbers of the pages that an init told after READY."""
+    return marshal.loads(report[len(READY) :]) if len(report) > len(READY) else []
 
 
 def failure(report: bytes) -> KernelError | BoxFailed:
@@ -101,9 +121,6 @@ def _prepare(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -
             doors.unshare(NEWTIME)
             doors.set_clock_offsets(op.monotonic, -shown.began if op.boottime is None else op.boottime)
     _enter_root(doors, plan, tree, shown)
-    # Only now: every change of ids takes both back.
-    doors.die_with_parent()
-    doors.set_dumpable(dumpable=False)
 
 
 def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:

@@ -68,6 +68,7 @@ class Runs:
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester = pytester
         self._monkeypatch = monkeypatch
+        self.ahead = True  # tests may be forked ahead; a recorder that looks like a stranger's keeps them from it
         # PYTHONUNBUFFERED: what is printed in which order is harder to keep with buffers.
         for name in ("COLUMNS", "PYTEST_ADDOPTS", "CI", "BUILD_NUMBER", "PYTHONUNBUFFERED"):
             monkeypatch.delenv(name, raising=False)
@@ -98,6 +99,7 @@ class Runs:
             path.write_bytes(b"")
         self._monkeypatch.setenv("NSBOX_RECORD", str(record))
         self._monkeypatch.setenv("NSBOX_LOG", str(log))
+        self._monkeypatch.setenv("NSBOX_RECORDER_IS_OWN", "1" if self.ahead else "")
         autoload = "PYTEST_DISABLE_PLUGIN_AUTOLOAD" not in os.environ
         ours = ([] if autoload else ["-p", "nsbox"]) + ["--sandbox-all"] if boxed else ["-p", "no:nsbox"]
         before = os.getcwd()

@@ -11,7 +11,9 @@ pytestmark = pytest.mark.needs("root", "overlay", "cgroup:memory")
 OUTCOMES = {"test_outcomes.py": ZOO / "outcomes.py"}
 
 
-def test_every_outcome_is_the_plain_one(runs: Runs):
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "in turn"])
+def test_every_outcome_is_the_plain_one(runs: Runs, ahead: bool):
+    runs.ahead = ahead
     plain, boxed = runs.same(OUTCOMES, "-rA", "--durations=0", "--durations-min=100")
     assert len({report["nodeid"] for report in boxed.reports()}) > 75
     assert boxed.result.parseoutcomes() == plain.result.parseoutcomes()

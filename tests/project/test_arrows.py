@@ -24,7 +24,12 @@ ARROWS = {
 }
 # Glue talks to the warden through its client, and to the kernel nowhere, but for these.
 GLUE_SEES_OF_THE_WARDEN = {"warden.client", "warden.engine", "warden.messages"}
-GLUE_SEES_OF_THE_KERNEL = {("hugepages", "kernel.memory"), ("internals", "kernel.libc"), ("doctor", "kernel.probe")}
+GLUE_SEES_OF_THE_KERNEL = {
+    ("hugepages", "kernel.memory"),
+    ("pages", "kernel.memory"),
+    ("internals", "kernel.libc"),
+    ("doctor", "kernel.probe"),
+}
 # Lies beside the rooms and imports nothing of the package: an `os` that no test can replace.
 NEUTRAL = {"real"}
 

@@ -1,0 +1,234 @@
+"""Tests forked ahead: while one test runs, the process of the next one enters its box and waits for its turn.
+
+Only where nobody could tell. A process forked ahead has not seen what pytest's own does between two tests, so that may
+be no more than log the reports of a test that passed, to reporters of pytest's. `Ahead._may_be_ahead` holds the
+conditions before the fork, `_Plain` those after it; a test that is anything else goes the ordinary way through
+`protocol`, with the process that it has, and what was forked ahead of its time is thrown away.
+
+The process waits outside of every test's protocol and goes through all of its own; pytest's process does nothing for
+the test but log its reports, and that while the next test runs already.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+
+from pytest_nsbox import foresight, internals
+from pytest_nsbox.attempt import ATTEMPT, Attempt
+from pytest_nsbox.policy.errors import SandboxError
+from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_of, warning_from_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pluggy import HookCaller
+
+    from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.follow import Follower
+    from pytest_nsbox.placement import Placement
+
+# Whoever implements one of these is told of every test in pytest's process, and may keep what the next test reads.
+_TOLD: Final = (
+    "pytest_runtest_protocol",
+    "pytest_runtest_logstart",
+    "pytest_runtest_logreport",
+    "pytest_runtest_logfinish",
+    "pytest_runtest_setup",
+    "pytest_warning_recorded",
+)
+_PASSED: Final = (["setup", "call", "teardown"], ["setup", "teardown"])  # the latter skips in its setup
+
+
+class _Plain(NamedTuple):
+    """All that a test told: it passed, or skipped, and left nothing that the next test could see."""
+
+    reports: list[Frame]
+    end: Frame
+
+
+class Ahead:
+    """At most one test of the session, forked ahead."""
+
+    def __init__(
+        self,
+        session: pytest.Session,
+        boxes: Boxes,
+        placement: Placement,
+        follower: Follower,
+        fork: Callable[[Attempt, Attempt | None, HookCaller], None],
+    ) -> None:
+        self._session = session
+        self._boxes = boxes
+        self._placement = placement
+        self._follower = follower
+        self._fork = fork  # of the attempt, the one that runs meanwhile, and what runs the protocol in the child
+        self._parked: Attempt | None = None
+        self._unlogged: tuple[Attempt, _Plain] | None = None  # ended, while the next one runs already
+        self._told: pytest.Item | None = None  # its start was logged, and its ordinary protocol is still to come
+        # pytest's own loop runs the items in their order; xdist's loop hears of its next item from elsewhere
+        self._in_order = foresight.only_own(session.config.hook, ["pytest_runtestloop"])
+        self._place = 0
+
+    def run(self, caller: HookCaller, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+        """The item's ``pytest_runtest_protocol``, in pytest's process."""
+        __tracebackhide__ = True
+        attempt, self._parked = self._parked, None
+        if attempt is not None and attempt.item is not item:  # somebody changed the order
+            self._throw_away(attempt)
+            attempt = None
+        if attempt is not None:
+            return self._run_parked(attempt, caller, nextitem)
+        self._log_rest()
+        self._follower.all_plain = True
+        done = caller(item=item, nextitem=nextitem)
+        if self._follower.all_plain:  # else the next test is not likely to be either
+            self._park(nextitem, None, caller)
+        return done
+
+    def log_start(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
+        """The hook ``pytest_runtest_logstart``, once for each test."""
+        told, self._told = self._told, None
+        return caller(**kwargs) if told is None else None
+
+    def close(self) -> None:
+        """Nothing is run any more."""
+        self._unpark()
+        self._log_rest()
+
+    def _unpark(self) -> None:
+        attempt, self._parked = self._parked, None
+        if attempt is not None:
+            self._throw_away(attempt)
+
+    def _run_parked(self, attempt: Attempt, caller: HookCaller, nextitem: pytest.Item | None) -> Any:
+        __tracebackhide__ = True
+        item = attempt.item
+        try:
+            if not attempt.begun:
+                self._begin(attempt, nextitem)
+            self._boxes.expect(self._after(nextitem) or nextitem)
+            self._park(nextitem, attempt, caller)
+            self._log_rest()
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            plain = None if internals.ends_outer_nodes(item, nextitem) else self._collect(attempt)
+        except KeyboardInterrupt:
+            self.close()
+            raise self._follower.interrupt(attempt) from None
+        except BaseException:
+            self.close()
+            self._follower.abandon(attempt)
+            raise
+        if plain is None:
+            self._unpark()
+            attempt.adopted, self._told = True, item
+            item.stash[ATTEMPT] = attempt
+            return caller(item=item, nextitem=nextitem)
+        self._follower.settle(attempt)
+        self._follower.take_end(plain.end)
+        self._unlogged = attempt, plain
+        parked, session = self._parked, self._session
+        if parked is not None and self._in_order and not (session.shouldstop or session.shouldfail):
+            self._begin(parked, self._after(parked.item))
+        else:
+            self._log_rest()
+        return True
+
+    def _log_rest(self) -> None:
+        """Log the reports of the last test; its usage was on the way meanwhile."""
+        if self._unlogged is None:
+            return
+        (attempt, plain), self._unlogged = self._unlogged, None
+        item = attempt.item
+        for frame in plain.reports:
+            report = self._follower.read_report(attempt, frame)
+            if report.when == "teardown":
+                self._boxes.ended(attempt, report)
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        for frame in (*plain.reports, plain.end):
+            for data in frame.get("warnings", ()):
+                foresight.record_warning(item, warning_from_data(data))
+
+    def _begin(self, attempt: Attempt, nextitem: pytest.Item | None) -> None:
+        """Tell the process that its turn has come."""
+        state = random.getstate()
+        following = self._number(nextitem) if nextitem is not None else None
+        attempt.begin(following, None if state == attempt.random_state else state)
+
+    def _number(self, item: pytest.Item) -> int:
+        """Which of the session's items it is."""
+        items = self._session.items
+        for place in (self._place, self._place + 1):
+            if place < len(items) and items[place] is item:
+                self._place = place
+                return place
+        self._place = items.index(item)
+        return self._place
+
+    def _after(self, item: pytest.Item | None) -> pytest.Item | None:
+        """The item that runs after another one, where that is known."""
+        if item is None or not self._in_order:
+            return None
+        place = self._number(item) + 1
+        return self._session.items[place] if place < len(self._session.items) else None
+
+    def _collect(self, attempt: Attempt) -> _Plain | None:
+        """What the test told, if it is no more than what `_Plain` says; else it can be read once more."""
+        frames: list[Frame] = []
+        try:
+            while (frame := attempt.next_frame(attempt.deadline)) is not None:
+                frames.append(frame)
+                if not leaves_nothing(frame):
+                    break
+                if frame["t"] == "end":
+                    if [phase_of(report) for report in frames[:-1]] in _PASSED:
+                        return _Plain(frames[:-1], frame)
+                    break
+        except (TimeoutError, ChannelClosedError):  # the ordinary way meets it again
+            pass
+        attempt.unread(frames)
+        return None
+
+    def _park(self, item: pytest.Item | None, running: Attempt | None, caller: HookCaller) -> None:
+        if item is None or not self._may_be_ahead(item):
+            return
+        spec = self._boxes.spec_of(item)
+        assert spec is not None
+        attempt = Attempt(item, spec)
+        attempt.begun = False
+        attempt.keeps = self._boxes.kept is not None
+        try:
+            attempt.box = self._boxes.acquire(spec, late=running is None)
+            self._fork(attempt, running, caller)
+            self._boxes.make_next(always=True)
+        except SandboxError:  # the ordinary way meets it again, and tells
+            return
+        self._parked = attempt
+
+    def _throw_away(self, attempt: Attempt) -> None:
+        assert attempt.box is not None
+        attempt.box.kill()
+        self._follower.forget(attempt)
+        attempt.box.drop()
+
+    # --- who may be forked ahead
+
+    def _may_be_ahead(self, item: pytest.Item) -> bool:
+        """Say if nothing but the item itself is left to be set up, and if nobody in pytest's process waits for it."""
+        spec = self._boxes.spec_of(item)
+        return (
+            spec is not None
+            and spec.scope == "function"
+            and isinstance(item, pytest.Function)
+            and not self._follower.output_in_step
+            and self._follower.shell is None
+            and not any(True for mark in item.iter_markers() if mark.name in ("skip", "skipif"))
+            and foresight.collectors_are_ready(item)
+            and foresight.only_own(item.ihook, _TOLD, "xdist.")
+            and foresight.fixtures_are_ready(
+                item, self._placement.on_host(item, list(internals.outer_fixture_names(item)))
+            )
+        )

@@ -1,0 +1,106 @@
+"""Forks the process of a test into its box."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_nsbox import output, timeouts
+from pytest_nsbox.child import Child
+from pytest_nsbox.follow import flush_terminal
+from pytest_nsbox.forking import fork_into
+from pytest_nsbox.hugepages import HugePages
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.relay import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from pytest_nsbox.attempt import Attempt
+    from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.follow import Follower
+    from pytest_nsbox.groups import Group
+    from pytest_nsbox.pages import Pages
+    from pytest_nsbox.terminal import Terminal
+
+
+class Launcher:
+    """All forks of a session."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        boxes: Boxes,
+        follower: Follower,
+        terminal: Terminal,
+        pages: Pages,
+        become: Callable[[Child], None],
+    ) -> None:
+        self.config = config
+        self.tests_left = 0  # in boxes, the current one included
+        self._boxes = boxes
+        self._follower = follower
+        self._terminal = terminal
+        self._pages = pages
+        self._huge_pages = HugePages()
+        self._become = become  # called in each child, inside the fork
+
+    def close(self) -> None:
+        """No more forks."""
+        self._pages.close()
+
+    def fork(self, attempt: Attempt, group: Group | None = None, running: Attempt | None = None) -> bool:
+        """Fork into the attempt's box; True in the child. `running` is a test that runs meanwhile."""
+        box = attempt.box
+        assert box is not None
+        ours, theirs = socket.socketpair()
+        child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step, group=group)
+        child.tells_pages = self._pages.before_fork(self.tests_left)
+        attempt.keywords = child.keywords
+        attempt.random_state = random.getstate()
+        flush_terminal(self.config)
+        self._huge_pages.before_fork(self.tests_left)
+        watch_again = output.pause_faulthandler_timer(self.config)
+        attempt.started = time.perf_counter()
+        try:
+            pid = fork_into(box, partial(self._enter, attempt, child, ours, running))
+        except BaseException:
+            ours.close()
+            theirs.close()
+            attempt.ended = True
+            with contextlib.suppress(BoxFailed):
+                box.release()
+            raise
+        if pid == 0:
+            watch_again()
+            return True
+        theirs.close()
+        attempt.attach(pid, Channel(ours))
+        if self._follower.output_in_step:
+            self._terminal.give()
+        self._boxes.make_next()
+        attempt.backstop = timeouts.leave_to_child(attempt.item)
+        self._follower.reap_dying()
+        return False
+
+    def _enter(self, attempt: Attempt, child: Child, ours: socket.socket, running: Attempt | None) -> None:
+        """The child's first steps, still inside `os.fork`."""
+        ours.close()
+        if running is not None:
+            running.close_in_child()
+        self._pages.close()
+        attempt.child = child
+        child.shell = self._follower.shell
+        self._become(child)
+        assert attempt.box is not None
+        child.enter(partial(self._boxes.enter, attempt.box), attempt.random_state)
+        if self._follower.output_in_step:
+            self._terminal.take()
+        else:
+            self._terminal.stay_behind()

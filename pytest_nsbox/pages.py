@@ -1,0 +1,77 @@
+"""The pages of pytest's memory that every test writes to, copied by the fork itself.
+
+After a fork the first write to a page, on either side, is a page fault: about 1,300 in a test's process and a thousand
+in pytest's, for the reference counts that Python keeps in its objects. It is the same pages again and again. So the
+second and the third test tell which ones theirs were, and those of both are pinned, which makes the kernel copy them in
+the fork: half the price of a fault, and none on pytest's side. Nothing but the time it takes can tell the difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from pytest_nsbox.kernel.memory import PAGE, Pins, anonymous_mappings, as_ranges, read_proc, written_since_fork
+from pytest_nsbox.policy.errors import KernelError
+
+MOST: Final = 4096  # pages; a test that writes to more is not like the others
+LEARN_FROM: Final = (2, 3)  # which tests, counted from the last time of learning
+LEARN_EVERY: Final = 500  # tests: pytest's own memory moves on
+REPAID_BY: Final = 30  # tests
+
+
+class Pages:
+    """pytest's process."""
+
+    def __init__(self) -> None:
+        self._works = True
+        self._tests = 0
+        self._seen: set[int] | None = None
+        self._pins: Pins | None = None
+
+    def before_fork(self, tests_left: int) -> bool:
+        """Count a test; return whether it is to tell the pages that it wrote to."""
+        self._tests += 1
+        if self._tests > LEARN_EVERY:
+            self._tests, self._seen = 1, None
+        return self._works and self._tests in LEARN_FROM and tests_left > REPAID_BY
+
+    def learn(self, pages: object) -> None:
+        """Take what a test told: rubbish costs time, and nothing else."""
+        if not isinstance(pages, list) or not all(type(page) is int and 0 < page < 1 << 52 for page in pages):
+            return
+        if not self._seen:
+            self._seen = set(pages)
+            return
+        common, self._seen = sorted(self._seen.intersection(pages)), None
+        if common and len(common) <= MOST:
+            self._pin(common)
+
+    def _pin(self, pages: list[int]) -> None:
+        self.close()
+        anonymous = _only_in(pages, anonymous_mappings(read_proc("/proc/self/maps")))
+        # Linux before 6.5 does not pin private pages of files (a library's variables).
+        for chosen in (pages, anonymous):
+            with contextlib.suppress(KernelError):
+                self._pins = Pins(as_ranges(chosen))
+                return
+        self._works = False
+
+    def close(self) -> None:
+        """Let them go, or in a child the descriptor that it has no use for."""
+        if self._pins is not None:
+            self._pins.close()
+            self._pins = None
+
+
+def _only_in(pages: list[int], mappings: list[tuple[int, int]]) -> list[int]:
+    numbers = set(pages)
+    return sorted(page for start, end in mappings for page in numbers.intersection(range(start // PAGE, end // PAGE)))
+
+
+def written() -> list[int]:
+    """In a test's process, at its end: numbers of the pages that it wrote to. None where the test left it no way to."""
+    try:
+        return written_since_fork(MOST)
+    except Exception:  # noqa: BLE001 - the test may have left anything of this process
+        return []

@@ -1,0 +1,93 @@
+"""Tests that are forked ahead give the same answers, and are forked ahead."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.acceptance.comparing import ZOO, Recorded, Runs, assert_same
+
+pytestmark = pytest.mark.needs("root", "overlay", "cgroup:memory")
+
+SUITE = {"test_ahead.py": ZOO / "ahead.py"}
+ROW = [f"test_in_a_row[{number}]" for number in range(6)]
+
+
+def time_of(run: Recorded, name: str, what: str) -> float:
+    return float(run.properties(name)[f"time.{what}"])
+
+
+def without_times(run: Recorded) -> Recorded:
+    for report in run.reports():
+        report["properties"] = [pair for pair in report["properties"] if not pair[0].startswith("time.")]
+    return run
+
+
+@pytest.mark.parametrize(
+    "options", [("-v", "-rA"), ("-q", "-p", "no:warnings"), ("--maxfail=1",), ("--capture=sys", "-rA")], ids=" ".join
+)
+def test_a_suite_gives_the_same_answers(runs: Runs, options: tuple[str, ...]):
+    if options[0] == "-v":
+        # os._exit would end the plain run
+        options = (*options, "--deselect=test_ahead.py::test_ends_the_process")
+    else:
+        options = (*options, "-k", "not ends_the_process")
+    plain, boxed = runs.both(SUITE, *options)
+    assert_same(without_times(plain), without_times(boxed))
+
+
+def test_a_row_of_tests_is_forked_ahead(runs: Runs):
+    run = runs.run(runs.write(SUITE, "boxed"))
+    for before, name in itertools.pairwise(ROW[2:]):
+        assert time_of(run, name, "born") < time_of(run, before, "ended")
+        assert time_of(run, name, "began") >= time_of(run, before, "ended")
+    died = run.of("test_ends_the_process")
+    assert "exited with status 3" in died["longrepr"]
+    assert all(run.of(f"test_a_row_after_a_death[{number}]")["outcome"] == "passed" for number in range(3))
+
+
+def test_a_plugin_that_hears_of_tests_keeps_them_in_turn(runs: Runs):
+    runs.ahead = False
+    run = runs.run(runs.write(SUITE, "boxed"), "-k", "test_in_a_row")
+    for before, name in itertools.pairwise(ROW):
+        assert time_of(run, name, "born") >= time_of(run, before, "ended") - 0.01  # the clock ticks of a start
+
+
+def test_endings_of_tests_that_were_forked_ahead(runs: Runs):
+    run = runs.run(
+        runs.write(
+            {
+                "test_endings.py": """
+                    import os, signal, time
+                    import pytest
+
+                    @pytest.mark.parametrize("number", range(3))
+                    def test_row(number): pass
+                    @pytest.mark.sandbox(timeout=0.5)
+                    def test_takes_long(): time.sleep(60)
+                    @pytest.mark.parametrize("number", range(3))
+                    def test_second_row(number): pass
+                    def test_is_killed(): os.kill(os.getpid(), signal.SIGKILL)
+                    @pytest.mark.parametrize("number", range(3))
+                    def test_third_row(number): pass
+                    def test_closes_everything():
+                        os.closerange(3, 1000)
+                    @pytest.mark.parametrize("number", range(3))
+                    def test_fourth_row(number): pass
+                    @pytest.fixture
+                    def dies(): os._exit(0)
+                    def test_dies_in_setup(dies): pass
+                """
+            },
+            "boxed",
+        )
+    )
+    assert "timed out after 0.5 s (sandbox timeout)" in run.of("test_takes_long")["longrepr"]
+    assert "killed by SIGKILL" in run.of("test_is_killed")["longrepr"]
+    assert "exited with status 0" in run.of("test_dies_in_setup", "setup")["longrepr"]
+    assert run.of("test_closes_everything")["outcome"] == "failed"
+    rows = [report for report in run.reports() if "row" in report["nodeid"]]
+    assert len(rows) == 4 * 3 * 3
+    assert all(report["outcome"] == "passed" for report in rows)
+    assert all("sandbox.wall_s" in dict(report["properties"]) for report in rows if report["when"] == "teardown")

@@ -1,0 +1,117 @@
+"""Pages that a fork copies at once."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pytest_nsbox.kernel import memory
+from pytest_nsbox.policy.errors import KernelError
+
+PAGES = 600
+
+
+def in_child(work: Callable[[], list[int]]) -> list[int]:
+    """What `work` returns in a forked child."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            numbers = work()
+            with open(writer, "wb") as file:
+                file.write(struct.pack(f"{len(numbers)}Q", *numbers))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    return list(struct.unpack(f"{len(data) // 8}Q", data))
+
+
+@pytest.fixture
+def area() -> tuple[mmap.mmap, int]:
+    """Private memory, written to, and its address."""
+    found = mmap.mmap(-1, PAGES * memory.PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for number in range(PAGES):
+        found[number * memory.PAGE] = 1
+    for start, end in memory.anonymous_mappings(memory.read_proc("/proc/self/maps")):
+        if end - start >= len(found):
+            # Neighbouring mappings look like one; look for it by what stands in it.
+            found[0:16] = b"here it is, yes!"
+            offset = _find(start, end, b"here it is, yes!")
+            if offset is not None:
+                return found, start + offset
+    raise AssertionError("the mapping is not in /proc/self/maps")
+
+
+def _find(start: int, end: int, text: bytes) -> int | None:
+    with open("/proc/self/mem", "rb", buffering=0) as file:
+        for address in range(start, end, memory.PAGE):
+            file.seek(address)
+            if file.read(len(text)) == text:
+                return address - start
+    return None
+
+
+def faults_of_writing(area: mmap.mmap) -> int:
+    def write() -> list[int]:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for number in range(PAGES):
+            area[number * memory.PAGE] = 2
+        return [resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]
+
+    return in_child(write)[0]
+
+
+def test_a_child_tells_which_pages_it_wrote_to(area: tuple[mmap.mmap, int]):
+    content, address = area
+    wanted = [3, 4, 5, 100]
+
+    def write() -> list[int]:
+        for number in wanted:
+            content[number * memory.PAGE] = 2
+        return memory.written_since_fork(10_000)
+
+    first = address // memory.PAGE
+    told = {page - first for page in in_child(write)}
+    assert told.issuperset(wanted)
+    assert len(told.intersection(range(PAGES))) < 20
+
+
+def test_pinned_pages_are_copied_by_the_fork(area: tuple[mmap.mmap, int]):
+    content, address = area
+    assert faults_of_writing(content) >= PAGES
+    try:
+        pins = memory.Pins([(address, len(content))])
+    except KernelError as error:
+        pytest.skip(f"no io_uring here: {error}")
+    try:
+        assert not os.get_inheritable(pins.fd)
+        assert faults_of_writing(content) < PAGES // 10
+        assert content[0] == ord("h"), "the child wrote to ours"
+    finally:
+        pins.close()
+    deadline = time.monotonic() + 10  # the kernel lets go in its own time
+    while faults_of_writing(content) < PAGES:
+        assert time.monotonic() < deadline
+
+
+def test_what_cannot_be_pinned_is_an_error_and_leaves_no_descriptor():
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KernelError) as caught:
+        memory.Pins([(memory.PAGE, memory.PAGE)])  # nothing is mapped there
+    assert caught.value.call in ("io_uring_register", "io_uring_setup")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_pages_in_a_row_are_one_range():
+    page = memory.PAGE
+    assert memory.as_ranges([]) == []
+    assert memory.as_ranges([1, 2, 3, 7, 9, 10]) == [(page, 3 * page), (7 * page, page), (9 * page, 2 * page)]

@@ -1,0 +1,82 @@
+"""Which tests tell of their pages, and what is made of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_nsbox import pages
+from pytest_nsbox.kernel.memory import PAGE
+from pytest_nsbox.policy.errors import KernelError
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
+    """The ranges that would be pinned, instead of that."""
+    found: list[list[tuple[int, int]]] = []
+
+    class Pins:
+        def __init__(self, ranges: list[tuple[int, int]]) -> None:
+            found.append(ranges)
+
+        def close(self) -> None:
+            found.append([])
+
+    monkeypatch.setattr(pages, "Pins", Pins)
+    return found
+
+
+def test_the_second_and_third_test_tell_and_again_after_many():
+    found = pages.Pages()
+    telling = [number for number in range(1, 2 * pages.LEARN_EVERY) if found.before_fork(10_000)]
+    assert telling == [2, 3, pages.LEARN_EVERY + 2, pages.LEARN_EVERY + 3]
+
+
+def test_a_short_run_learns_nothing():
+    found = pages.Pages()
+    assert not any(found.before_fork(20 - number) for number in range(20))
+
+
+def test_what_two_tests_have_in_common_is_pinned(pinned: list[list[tuple[int, int]]]):
+    found = pages.Pages()
+    found.learn([1, 2, 5])
+    assert pinned == []
+    found.learn([2, 5, 9])
+    assert pinned == [[(2 * PAGE, PAGE), (5 * PAGE, PAGE)]]
+    found.close()
+    assert pinned[1:] == [[]]
+    found.close()
+    assert len(pinned) == 2
+
+
+@pytest.mark.parametrize("told", [None, "12", [1.5], [-1], [0], [1 << 60], [True], [[1]], {"1": 2}])
+def test_rubbish_is_ignored(told: object, pinned: list[list[tuple[int, int]]]):
+    found = pages.Pages()
+    found.learn(told)
+    found.learn(told)
+    assert pinned == []
+
+
+def test_more_than_tests_have_in_common_is_not_pinned(pinned: list[list[tuple[int, int]]]):
+    found = pages.Pages()
+    for _ in range(2):
+        found.learn(list(range(1, pages.MOST + 2)))
+    assert pinned == []
+
+
+def test_where_nothing_can_be_pinned_nobody_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    def refuse(ranges: object) -> None:
+        raise KernelError("io_uring_setup", "1", 1)
+
+    monkeypatch.setattr(pages, "Pins", refuse)
+    found = pages.Pages()
+    found.learn([1, 2])
+    found.learn([1, 2])
+    assert not any(found.before_fork(10_000) for _ in range(2 * pages.LEARN_EVERY))
+
+
+def test_a_process_that_cannot_look_into_itself_tells_nothing(monkeypatch: pytest.MonkeyPatch):
+    def refuse(most: int) -> list[int]:
+        raise PermissionError("/proc/self/pagemap")
+
+    monkeypatch.setattr(pages, "written_since_fork", refuse)
+    assert pages.written() == []

@@ -36,9 +36,9 @@ SUITE = {
         def test_fills_in_a_child():
             subprocess.run([sys.executable, "-S", "-c", FILL], check=True)
 
-        @pytest.mark.sandbox(cpu="20%")
+        @pytest.mark.sandbox(cpu="5%")  # less than a busy machine leaves it
         def test_is_throttled():
-            end = time.process_time() + 0.1
+            end = time.process_time() + 0.05
             while time.process_time() < end:
                 pass
 

@@ -74,9 +74,7 @@ class Undo:
                 continue
 
 
-def begin_box(
-    session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...], *, tells_pages: bool = False
-) -> tuple[Box, Undo]:
+def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> tuple[Box, Undo]:
     """Begin to make a box of `spec`, with the host paths `shared`; `finish_box` once its init has reported.
 
     Raises BoxFailed, KernelError or OSError; nothing is left then. Else the second result takes back what was done.
@@ -96,7 +94,7 @@ def begin_box(
         if plan.live:
             box.view = session.open_views().make(name, spec, plan, node)
             undo.add(box.view.close)
-        _clone(session, box, undo, tells_pages=tells_pages)
+        _clone(session, box, undo)
         if box.namespaces & namespaces.NEWUSER:
             session.doors.write_maps(box.pid, *session.maps)
         os.write(box.control, init.GO)
@@ -106,7 +104,7 @@ def begin_box(
     return box, undo
 
 
-def _clone(session: Session, box: Box, undo: Undo, *, tells_pages: bool) -> None:
+def _clone(session: Session, box: Box, undo: Undo) -> None:
     plan = box.tree.plan
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
@@ -115,6 +113,7 @@ def _clone(session: Session, box: Box, undo: Undo, *, tells_pages: bool) -> None
         # The ids in force here become the owner of the box's message queues: the kernel makes that file system in the
         # clone.
         session.act_as(shifted=plan.shifted)
+        tells_pages = session.wants_pages()
         try:
             pid, pidfd = session.doors.clone3(box.namespaces)
             if pid == 0:
@@ -137,18 +136,15 @@ def _shown(session: Session, box: Box, *, tells_pages: bool) -> init.Shown:
     return init.Shown(box.node.views, screens, tuple(box.view.files), box.view.began, tells_pages)
 
 
-def finish_box(session: Session, box: Box, undo: Undo) -> list[int]:
-    """See `box` through to the end of its init's preparations. Raises as `begin_box` does; nothing is left then.
-
-    Returns the pages that the init wrote to, if it was to tell.
-    """
+def finish_box(session: Session, box: Box, undo: Undo) -> None:
+    """See `box` through to the end of its init's preparations. Raises as `begin_box` does; nothing is left then."""
     try:
         report = os.read(box.control, init.LARGEST_REPORT)
         if not report.startswith(init.READY):
             raise init.failure(report)
         if any(isinstance(op, SetClocks) for op in box.tree.plan.init):
             box.clock = session.doors.open_namespace(box.pid, "time_for_children")
-        return init.pages(report)
+        session.pin(init.pages(report))
     except BaseException:
         undo.run()
         raise

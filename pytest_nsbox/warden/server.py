@@ -22,7 +22,6 @@ import time
 from _socket import MSG_DONTWAIT, socket
 
 from pytest_nsbox.kernel import process
-from pytest_nsbox.kernel.memory import Pins, as_ranges
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import Plan, make_plan
@@ -47,7 +46,6 @@ _PATIENCE = 10.0
 _MOST_WASTE = 12
 
 COLLECT_EVERY = 64  # boxes
-LEARN_FROM = 3  # the number of the box whose init tells which pages it wrote to
 
 
 class Server:
@@ -77,7 +75,6 @@ class Server:
         # What is to be done when a descriptor becomes readable.
         self.watched: dict[int, Callable[[], None]] = {}
         self.problems: list[str] = []
-        self.pins: Pins | None = None
 
     def run(self) -> None:
         """Serve until the client says Close or is gone, then remove everything."""
@@ -203,9 +200,7 @@ class Server:
             if plan is None:
                 plan = self.plans[spec] = make_plan(spec, self.session.facts)
             self.made += 1
-            box, undo = begin_box(
-                self.session, f"box-{self.made}", spec, plan, self.config.shared, tells_pages=self.made == LEARN_FROM
-            )
+            box, undo = begin_box(self.session, f"box-{self.made}", spec, plan, self.config.shared)
         except (KernelError, BoxFailed, OSError) as error:
             self.channel.send(m.Failed(request.number, str(error)))
             return
@@ -218,12 +213,10 @@ class Server:
         del self.unfinished[box.control]
         try:
             assert self.session is not None
-            pages = finish_box(self.session, box, undo)
+            finish_box(self.session, box, undo)
         except (KernelError, BoxFailed, OSError) as error:
             self.channel.send(m.Failed(request.number, str(error)))
             return
-        if pages:
-            self._pin(pages)
         self.boxes[box.name] = box
         self.watch(box.pidfd, lambda: self.reap(box))
         screens = self.session.take_screens()
@@ -246,14 +239,6 @@ class Server:
         box.node.close_fds()
         if view is not None:
             view.follow(self.watch, self.forget)
-
-    def _pin(self, pages: list[int]) -> None:
-        """Have the kernel copy what every init writes to in the clone itself, cheaper than a fault for each page."""
-        try:
-            self.pins = Pins(as_ranges(pages))
-        except KernelError:
-            # No io_uring here.
-            return
 
     def _read(self, request: m.Read) -> None:
         self.channel.send(m.Counters(request.number, self._box(request).node.read()))

@@ -116,8 +116,8 @@ class Boxes:
                 os.environ[name] = value
         self._stacks.enable()
 
-    def answer(self, attempt: Attempt, what: str) -> Any:
-        """What the ``sandbox`` fixture asks from inside the box."""
+    def answer(self, attempt: Attempt, what: str | list[Any]) -> Any:
+        """What the ``sandbox`` and ``nsbox`` fixtures ask from inside the box; a list is about an image."""
         box = attempt.box
         assert box is not None
         if what == "usage":
@@ -128,6 +128,10 @@ class Boxes:
             return box.changes()
         if what == "inspect":
             return inspect(attempt)
+        if isinstance(what, list):
+            from pytest_nsbox.warden import roots
+
+            return roots.tell(*what)
         raise ValueError(f"the sandbox fixture asked for {what!r}")
 
     def connect(self, attempt: Attempt) -> socket:

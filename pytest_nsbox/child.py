@@ -205,8 +205,8 @@ class Child:
             session = self.item.session
             session.shouldstop, session.shouldfail = self._stops = frame["stops"]
 
-    def ask(self, what: str) -> Any:
-        """Ask pytest's process something about this box (usage, changes, inspect)."""
+    def ask(self, what: str | list[Any]) -> Any:
+        """Ask pytest's process something about this box (usage, changes, inspect), or about an image (a list)."""
         self.channel.send("ask", what=what)
         reply = self.channel.receive()
         while reply["t"] != "reply":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from pytest_nsbox.policy.image import Image
     from pytest_nsbox.smallest import Smallest
 
     Connect = Callable[[], socket]
@@ -323,11 +324,32 @@ class NsBox:
         self.boxes.append(box)
         return box
 
+    def image(self, path: str | Path, name: str | None = None) -> Image:
+        """Import a directory, a tar, an archive of docker save or an OCI layout into the user's store, under ``name``.
+
+        Its ``id`` or names go into ``rootfs=``. Relative paths start at pytest's rootdir.
+        """
+        return self._image("add", os.fspath(path), name)
+
+    def _image(self, do: str, wanted: str, name: str | None = None) -> Image:
+        from pytest_nsbox.warden import roots
+
+        if child.current is not None:
+            return roots.told(child.current.ask([do, self._rootdir, wanted, name]))
+        return roots.told(roots.tell(do, self._rootdir, wanted, name))
+
     def _fields(self, argv: Sequence[str | Path], spec: Spec, name: str | None) -> dict[str, Any]:
         if name is not None and not _is_name(name):
             raise ValueError(f"name={name!r}: not a name (accepted: letters, digits and _ . - after the first)")
+        if spec.rootfs is None:
+            return self._own(_arguments(argv), spec, name)
+        image = self._image("find", spec.rootfs)
+        whole = image.config.argv(_arguments(argv, least=0))
+        return {**self._own(list(whole), image.config.applied(spec), name), "image": image.for_box()}
+
+    def _own(self, argv: list[str], spec: Spec, name: str | None) -> dict[str, Any]:
         return {
-            "argv": _arguments(argv),
+            "argv": argv,
             "env": _environment(dict(spec.env)),
             "workdir": spec.workdir,
             "user": spec.user,
@@ -374,11 +396,11 @@ def _engine_of_child(found: child.Child) -> Engine:
     return _of_child[pid]
 
 
-def _arguments(argv: Sequence[str | Path]) -> list[str]:
+def _arguments(argv: Sequence[str | Path], least: int = 1) -> list[str]:
     if isinstance(argv, (str, bytes)):
         raise TypeError(f"argv={argv!r}: not a list (accepted: a list such as ['sh', '-c', 'echo hello'])")
     found = [os.fspath(part) for part in argv]
-    if not found or any("\0" in part for part in found):
+    if len(found) < least or any("\0" in part for part in found):
         raise TypeError(f"argv={argv!r}: not a list of texts (accepted: a list such as ['sh', '-c', 'echo hello'])")
     return found
 

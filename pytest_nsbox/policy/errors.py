@@ -28,6 +28,10 @@ class BoxFailed(SandboxError):  # noqa: N818  # as above
     """A box could not be made or entered, or a command in one failed under ``check=True``."""
 
 
+class ImageError(BoxFailed):
+    """An image that cannot be found, read or kept. The text names the archive, the entry in it, and what would do."""
+
+
 # Tracebacks and xfail(raises=...) speak of the names that users import.
 for _public in (SandboxError, SandboxOOM, SandboxTimeout, SandboxCrash, BoxFailed):
     _public.__module__ = "pytest_nsbox"

@@ -291,7 +291,7 @@ KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted)
         Key("hugetlb", _parse_hugetlb, "{PAGESIZE: SIZE} such as {'2MB': '16M'}", _all("limits of huge pages")),
         Key("devices", _parse_devices, "a list of '/dev/NAME:rw'", _all("host devices in boxes")),
         Key("net", _parse_net, _NET, _network),
-        Key("rootfs", _parse_text, "an image's name, a directory, a tar or an OCI layout", _all("rootfs images")),
+        Key("rootfs", _parse_text, "an image's name, a directory, a tar or an OCI layout"),
         Key("readonly", _parse_bool, _BOOL),
         Key("volumes", parse_volumes, VOLUMES),
         Key("tmpfs", parse_tmpfs, TMPFS),

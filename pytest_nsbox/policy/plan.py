@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from pytest_nsbox.policy.image import ImageFacts
     from pytest_nsbox.policy.spec import Spec
 
 # The device nodes that every program may expect, null(4), full(4), random(4), tty(4): name, major, minor.
@@ -80,6 +81,33 @@ class Overlay:
 
     number: int
     target: str
+
+
+@record
+class OverlayImage:
+    """A copy-on-write view of `directories` of the host (the topmost first) at `target`; `init` if the layer of mount
+    points that each image gets lies on top of them. `number` is unique in the plan.
+    """
+
+    number: int
+    target: str
+    directories: tuple[str, ...]
+    init: bool = False
+
+
+@record
+class BindInit:
+    """A file of the box's own with `text`, at `target`: part of no layer, so of no commit."""
+
+    target: str
+    text: str
+
+
+@record
+class MakeWorkdir:
+    """The working directory, if the image does not have it."""
+
+    path: str
 
 
 @record
@@ -202,8 +230,8 @@ class SetClocks:
 
 
 TreeOp: TypeAlias = (
-    "Overlay | ShowMount | Bind | MountTmpfs | ShowAgain | MakeDevice | BindDevice | MakeLink | MakeDirectory "
-    "| ShowSysfs | SetReadonly"
+    "Overlay | OverlayImage | ShowMount | Bind | BindInit | MakeWorkdir | MountTmpfs | ShowAgain | MakeDevice "
+    "| BindDevice | MakeLink | MakeDirectory | ShowSysfs | SetReadonly"
 )
 InitOp: TypeAlias = "MountOwn | ShowCgroups | SetHostname | LoopbackUp | SetClocks"
 
@@ -222,6 +250,7 @@ class Plan:
     live      whether /proc and sysinfo(2) speak of the box's limits, see warden/view.py
     counted   cgroup controllers whose counts are wanted, without a limit
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
+    image     whether the root is an image
     """
 
     tree: tuple[TreeOp, ...]
@@ -236,21 +265,22 @@ class Plan:
     limited: bool = False
     live: bool = False
     counted: frozenset[str] = frozenset()
+    image: bool = False
 
 
-def make_plan(spec: Spec, host: HostFacts) -> Plan:
-    """Return the plan of a box of `spec` on this host. Raises BoxFailed for what the host does not have."""
+def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> Plan:
+    """Return the plan of a box of `spec` on this host, with the host's root or that of `image`. Raises BoxFailed for
+    what they do not have.
+    """
     own_net = spec.net == "none"
     if spec.clock and not host.time_ns:
         raise BoxFailed("clock: this kernel has no time namespaces (CONFIG_TIME_NS, Linux 5.6)")
-    user = find_user(spec.user, host.passwd, host.group) if spec.user is not None else None
-    layers: list[Overlay | ShowMount] = [
-        Overlay(mount.number, mount.target)
-        if mount.writable
-        else ShowMount(mount.number, mount.target, mount.directory)
-        for mount in host.mounts
-    ]
+    names = image or host
+    user = find_user(spec.user, names.passwd, names.group) if spec.user is not None else None
+    layers = _host_layers(host) if image is None else _image_layers(image)
     tree: list[TreeOp] = [*layers, *_devices(host), ShowSysfs(own_net)]
+    if image is not None:
+        tree += _image_files(spec, image)
     # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
     mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
     mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]
@@ -260,7 +290,7 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
             raise BoxFailed(f"nothing can be mounted on {op.target}: {place} is the box's own")
     mounts.sort(key=lambda op: op.target.count("/"))
     tree += mounts
-    overlays = [op.target for op in layers if isinstance(op, Overlay)]
+    overlays = [op.target for op in layers if not isinstance(op, ShowMount)]
     again: list[ShowAgain] = []
     if not mounts:
         # Else what a volume hides could be seen there.
@@ -279,12 +309,13 @@ def make_plan(spec: Spec, host: HostFacts) -> Plan:
         spec.disk,
         shifted=host.mode == "shifted" and not spec.privileged,
         privileged=spec.privileged,
-        sockets=not own_net,
+        sockets=not own_net and image is None,
         reusable=spec.disk is None and not spec.tmpfs and not spec.privileged,
         user=(user.uid, user.gid) if user is not None and user.uid != 0 else None,
         limited=any(limit is not None for limit in (spec.cpu, spec.cpuset, spec.mem)),
         live=live,
         counted=frozenset({"blkio", "io"}) if live else frozenset(),
+        image=image is not None,
     )
 
 
@@ -296,6 +327,41 @@ def _unchanged(*, own_net: bool, made: bool) -> list[TreeOp]:
     ops: list[TreeOp] = [] if made else [MakeDirectory(name, 0o700)]
     ops += [MakeDirectory(f"{name}/proc", 0o700), MakeDirectory(f"{name}/sys", 0o700)]
     return ops if own_net else [*ops, ShowAgain("/sys", f"{LOWER}/sys")]
+
+
+def _host_layers(host: HostFacts) -> list[Overlay | OverlayImage | ShowMount]:
+    return [
+        Overlay(mount.number, mount.target)
+        if mount.writable
+        else ShowMount(mount.number, mount.target, mount.directory)
+        for mount in host.mounts
+    ]
+
+
+def _image_layers(image: ImageFacts) -> list[Overlay | OverlayImage | ShowMount]:
+    """Return the overlays of an image's root and of what of the host lies in it."""
+    # The same layer twice is an error to the kernel; what the upper one hides the lower one hides again.
+    layers = tuple(dict.fromkeys(reversed(image.root.layers)))
+    shown = sorted(image.root.shown, key=lambda path: path.count("/"))
+    return [
+        OverlayImage(0, "/", layers, init=True),
+        *(OverlayImage(number, path, (path,)) for number, path in enumerate(shown, 1)),
+    ]
+
+
+def _image_files(spec: Spec, image: ImageFacts) -> list[TreeOp]:
+    """Return what an image's root gets besides: the box's own files in /etc, libraries that the interpreter needs."""
+    from pytest_nsbox.policy import init_layer  # only boxes with an image need it
+
+    resolv = image.resolv_conf if spec.net == "host" else ""
+    hosts = image.hosts if spec.net == "host" else init_layer.hosts(spec.hostname or "")
+    hostname = f"{spec.hostname or image.hostname}\n"
+    texts = {"hosts": hosts, "hostname": hostname, "resolv.conf": resolv}
+    return [
+        *(BindInit(f"/etc/{name}", texts[name]) for name in init_layer.FILES),
+        *(Bind(source, target, readonly=True) for source, target in image.missing),
+        *([MakeWorkdir(spec.workdir)] if spec.workdir is not None else []),
+    ]
 
 
 def _devices(host: HostFacts) -> list[TreeOp]:

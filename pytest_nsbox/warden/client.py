@@ -21,7 +21,7 @@ from contextlib import suppress
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
-from pytest_nsbox.policy.record import keyword_record
+from pytest_nsbox.policy.record import keyword_record, replace
 from pytest_nsbox.policy.spec import DEFAULT
 from pytest_nsbox.real import os
 from pytest_nsbox.warden import messages as m
@@ -77,7 +77,7 @@ class Warden:
         self._number = 0
         self._answers: dict[int, tuple[m.Answer, tuple[int, ...]]] = {}
         # Requests for boxes that nobody has taken yet, oldest first: number of the request and what the box is of.
-        self._pending: dict[int, Spec] = {}
+        self._pending: dict[int, tuple[Spec, tuple[object, ...]]] = {}
         self._dropped: set[int] = set()
         self._configured = False
         self._keyed: tuple[Spec | None, Spec] = (None, DEFAULT)
@@ -142,11 +142,11 @@ class Warden:
 
     def prefetch(self, spec: Spec) -> None:
         """Have boxes of `spec` made ahead, up to the pool's size; return at once."""
-        key = self._key(spec)
         try:
+            wanted = self._wanted(spec)
             while len(self._pending) < self._config.pool:
-                self._request(key)
-        except OSError:
+                self._request(wanted)
+        except (OSError, BoxFailed):
             # acquire() will find out, and tell.
             return
 
@@ -156,7 +156,19 @@ class Warden:
 
     def is_ahead(self, spec: Spec) -> bool:
         """Say if a box of `spec` was asked for already and nobody has taken it."""
-        return self._key(spec) in self._pending.values()
+        try:
+            return self._wanted(spec) in self._pending.values()
+        except BoxFailed:
+            return False
+
+    def _wanted(self, spec: Spec) -> tuple[Spec, tuple[object, ...]]:
+        """Return what the warden is told of a box: its spec, and its image now, if its root is one."""
+        key = self._key(spec)
+        if key.rootfs is None:
+            return key, ()
+        from pytest_nsbox.warden import roots
+
+        return roots.resolve(key, self._config.rootdir)
 
     def _configure(self) -> None:
         if not self._configured:
@@ -164,11 +176,11 @@ class Warden:
             self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, self._shared(), config.pool))
             self._configured = True
 
-    def _request(self, key: Spec) -> int:
+    def _request(self, wanted: tuple[Spec, tuple[object, ...]]) -> int:
         self._configure()
         self._number += 1
-        self._channel.send(m.Make(self._number, key.to_json()))
-        self._pending[self._number] = key
+        self._channel.send(m.Make(self._number, wanted[0].to_json(), wanted[1]))
+        self._pending[self._number] = wanted
         return self._number
 
     def acquire(self, spec: Spec, *, late: bool = True) -> Box:
@@ -176,16 +188,18 @@ class Warden:
 
         late  look for sockets and shared paths that are new since it was made
         """
-        key = self._key(spec)
-        number = next((number for number, pending in self._pending.items() if pending == key), None)
+        wanted = self._wanted(spec)
+        number = next((number for number, pending in self._pending.items() if pending == wanted), None)
         try:
             if number is None:
-                number = self._request(key)
+                number = self._request(wanted)
             del self._pending[number]
             answer, fds = self._wait(number)
         except OSError as error:
             self._died(str(error))
         made = m.expect(answer, m.Made)
+        if wanted[1]:
+            spec = replace(wanted[0], timeout=spec.timeout, artifacts=spec.artifacts)
         box = Box(self, made, fds, spec)
         now = find_late(self._shared(), sockets=made.sockets) if late else {}
         if any(made.bound.get(path) != place for path, place in now.items()):

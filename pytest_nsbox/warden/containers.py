@@ -41,7 +41,7 @@ class Containers:
         self._spawner = execute.Spawner(server.doors)
         self._connections: set[Connection] = set()
         self.by_name: dict[str, Container] = {}
-        self._plans: dict[Spec, Plan] = {}
+        self._plans: dict[tuple[Spec, tuple[object, ...]], Plan] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timed = 0
         self._acts = {"start": Containers.start, **ACTS}
@@ -132,13 +132,16 @@ class Containers:
         self.server.wanted.append(lambda: self._begin(container, order, stdin))
         return LATER
 
-    def _plan(self, spec: Spec) -> Plan:
-        plan = self._plans.get(spec)
+    def _plan(self, spec: Spec, image: list[list[str]] | None) -> Plan:
+        """Return the plan of a container; `image` is what `policy.image.Image.for_box` told."""
+        root = tuple(map(tuple, image)) if image is not None else ()
+        plan = self._plans.get((spec, root))
         if plan is None:
             session = self.server.session
             assert session is not None
             # Containers see no sockets of the host.
-            plan = self._plans[spec] = replace(make_plan(spec, session.facts), sockets=False)
+            facts = session.images.facts(root) if root else None
+            plan = self._plans[spec, root] = replace(make_plan(spec, session.facts, facts), sockets=False)
         return plan
 
     def _begin(self, container: Container, order: Order, stdin: int) -> None:
@@ -147,7 +150,8 @@ class Containers:
             assert server.session is not None
             if not order.connection.open or container.removed:
                 raise BoxFailed("nobody waits for it any more")
-            box, undo = begin_box(server.session, container.id, container.spec, self._plan(container.spec), ())
+            plan = self._plan(container.spec, order.head.get("image"))
+            box, undo = begin_box(server.session, container.id, container.spec, plan, ())
         except (KernelError, BoxFailed, OSError) as error:
             self._give_up(container, order, stdin, error)
             return

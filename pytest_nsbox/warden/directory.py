@@ -21,6 +21,9 @@ LAYERS = "scratch/layers"
 # host.
 _NOBODY = 4_294_900_001
 _NAMES = ("scratch", "host", "plain", "volumes", "base", "views", "root")
+# Made when an image is used: clones of its layers (a short name, for all must be named in 255 bytes), and how they look
+# together.
+IMAGE_LAYERS, IMAGE_VIEWS = "l", "image"
 # What tests and boxes leave behind lies only below these.
 _CONTENT = ("scratch", "volumes")
 # What a lock file says.
@@ -68,7 +71,7 @@ def remove(path: str) -> None:
     What clones of the host were mounted on is removed by rmdir alone: a mount that is still there is an error then, and
     not a host whose files are gone.
     """
-    for name in _NAMES:
+    for name in (*_NAMES, IMAGE_LAYERS, IMAGE_VIEWS):
         below = f"{path}/{name}"
         if name in _CONTENT:
             files.remove_tree(below)

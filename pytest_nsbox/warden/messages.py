@@ -53,10 +53,14 @@ class Connect:
 
 @record
 class Make:
-    """Make a box; answered by Made or Failed."""
+    """Make a box; answered by Made or Failed.
+
+    image  what `policy.image.Image.for_box` returns, for a root that is not the host's
+    """
 
     number: int
     spec: dict[str, Any]
+    image: tuple[Any, ...] = ()
 
 
 @record

@@ -60,7 +60,8 @@ class Server:
         self.session: Session | None = None
         self.failure = "the warden was not configured"
         self.boxes: dict[str, Box] = {}
-        self.plans: dict[Spec, Plan] = {}
+        # By spec, or by spec and image.
+        self.plans: dict[object, Plan] = {}
         # Boxes to make, of tests and of containers.
         self.wanted: list[Callable[[], None]] = []
         # From the first client that wants containers on.
@@ -196,9 +197,11 @@ class Server:
             if self.failure or self.session is None or self.config is None:
                 raise BoxFailed(self.failure)
             spec = Spec.from_json(request.spec)
-            plan = self.plans.get(spec)
+            key = (spec, request.image) if request.image else spec
+            plan = self.plans.get(key)
             if plan is None:
-                plan = self.plans[spec] = make_plan(spec, self.session.facts)
+                image = self.session.images.facts(request.image) if request.image else None
+                plan = self.plans[key] = make_plan(spec, self.session.facts, image)
             self.made += 1
             box, undo = begin_box(self.session, f"box-{self.made}", spec, plan, self.config.shared)
         except (KernelError, BoxFailed, OSError) as error:
@@ -251,8 +254,7 @@ class Server:
         tree = box.tree
         if self.session is None or tree.is_as_begun():
             return []
-        lower = self.session.clones(tree.plan)
-        layers = [(layer.target, layer.upper, f"{lower}/{layer.number}") for layer in tree.layers]
+        layers = [(layer.target, layer.upper, layer.lower) for layer in tree.layers]
         return list_changes(layers, tree.made)
 
     def _refresh(self, request: m.Refresh) -> None:

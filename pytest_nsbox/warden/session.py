@@ -9,6 +9,8 @@ to the kernel depends on what the user's temporary directory is called):
     host/<n>    mount number n of the host, with host id 0 shown as the id that is root in boxes
     plain/<n>   the same as it is, for privileged boxes
     volumes/    named volumes
+    l/<n>       layers of images, and what of the host lies in boxes with an image's root (see image.py)
+    image/<n>   what the layers of an image are together
     base/       a tmpfs with empty directories, to mount on
     views/      a tmpfs with what boxes see instead of files of /proc and /sys, see view.py
     root/<tree> trees
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.kernel.cgroup_node import Session as CgroupSession
     from pytest_nsbox.warden.doors import Doors
+    from pytest_nsbox.warden.image import Images
     from pytest_nsbox.warden.late import Late
     from pytest_nsbox.warden.views import Views
 
@@ -68,6 +71,7 @@ class Session:
         self._pins: Pins | None = None
         self._screens_told = False
         self._views: Views | None = None
+        self._images: Images | None = None
         # Trees that were used and left unchanged, the last one last.
         self._ready: list[Tree] = []
 
@@ -131,6 +135,8 @@ class Session:
         if self._pins is not None:
             self._pins.close()
             self._pins = None
+        if self._images is not None:
+            self._images.close()
         if self._lock >= 0:
             attempt(os.chdir, "/")
             attempt(self._unmount)
@@ -175,6 +181,15 @@ class Session:
             with suppress(KernelError):
                 self._pins = Pins(as_ranges(pages))
 
+    @property
+    def images(self) -> Images:
+        """What the session has of images; made when the first one is used."""
+        if self._images is None:
+            from pytest_nsbox.warden.image import Images
+
+            self._images = Images(self)
+        return self._images
+
     def take_tree(self, plan: Plan, late: Late) -> Tree:
         """Return a tree of `plan` with the host paths `late` for one box."""
         for tree in reversed(self._ready):
@@ -184,6 +199,8 @@ class Session:
         if plan.privileged and self.mode == "shifted":
             self.host.clone_plain()
         self.make_volumes(plan)
+        if plan.image:
+            self.images.prepare(plan)
         self._trees += 1
         tree = Tree(self, f"t{self._trees}", plan)
         try:

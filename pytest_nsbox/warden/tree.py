@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 class Layer:
-    """The writable layer of one overlay of a tree: what is changed below `target`, over host mount `number`, is in
+    """The writable layer of one overlay of a tree: what is changed below `target`, over the directory `lower`, is in
     `upper`.
     """
 
-    __slots__ = ("begun", "number", "path", "target")
+    __slots__ = ("begun", "lower", "path", "target")
 
-    def __init__(self, number: int, target: str, path: str) -> None:
-        self.number = number
+    def __init__(self, lower: str, target: str, path: str) -> None:
+        self.lower = lower
         self.target = target
         self.path = path
         self.begun: Listing = {}
@@ -72,6 +72,9 @@ class Tree:
         self.overlays: list[int] = []
         self.devices = -1
         self._devices_begun: Listing = {}
+        # Files of the box's own that are bound in its root, by their name in `scratch`/init.
+        self.init_files: list[str] = []
+        self._init_begun: Listing = {}
         self._attached = False
 
     def build(self, late: dict[str, tuple[int, int]]) -> None:
@@ -87,11 +90,28 @@ class Tree:
         for layer in self.layers:
             layer.begun = _list_layer(layer)
         self._devices_begun = _list_devices(self.devices)
+        self._init_begun = self._list_init_files()
+
+    def init_file(self, name: str) -> str:
+        """Return where the box's own /etc/<name> is kept: what is written there the box sees at once."""
+        return f"{self.scratch}/init/{name}"
+
+    def _list_init_files(self) -> Listing:
+        found: Listing = {}
+        for name in self.init_files:
+            at = os.stat(self.init_file(name))
+            found[name] = (at.st_mode, at.st_uid, at.st_gid, at.st_ctime_ns)
+        return found
 
     def is_unchanged(self) -> bool:
         """Say if the next box could not tell this tree from a new one."""
         try:
-            return self.plan.reusable and self.is_as_begun() and _list_devices(self.devices) == self._devices_begun
+            return (
+                self.plan.reusable
+                and self.is_as_begun()
+                and _list_devices(self.devices) == self._devices_begun
+                and self._list_init_files() == self._init_begun
+            )
         except OSError:
             return False
 
@@ -156,9 +176,14 @@ class _Builder:
         if self.tree.plan.disk is not None:
             self._mount_disk(self.tree.plan.disk)
         last = [op for op in self.tree.plan.tree if isinstance(op, plans.SetReadonly)]
+        perform = _PERFORM
+        if self.tree.plan.image:
+            from pytest_nsbox.warden.image import PERFORM
+
+            perform = {**_PERFORM, **PERFORM}
         for op in self.tree.plan.tree:
             if op not in last:
-                _PERFORM[type(op)](self, op)
+                perform[type(op)](self, op)
         for path in self.tree.bound:
             self.bind(plans.Bind(path, path, readonly=False, shared=True))
             if self.tree.plan.user is not None:
@@ -181,7 +206,7 @@ class _Builder:
         finally:
             os.close(disk)
 
-    def _put(self, mount: int, target: str, *, directory: bool = True) -> None:
+    def put(self, mount: int, target: str, *, directory: bool = True) -> None:
         """Attach `mount` at `target` in the tree and keep it open; the mount point is made if there is none."""
         old = self.mounts.pop(target, None)
         if old is not None:
@@ -208,11 +233,18 @@ class _Builder:
         return self.doors.open_in(self.root, target)
 
     def overlay(self, op: plans.Overlay) -> None:
-        layer = f"{self.tree.scratch}/{op.number}"
+        lower = f"{self.session.clones(self.tree.plan)}/{op.number}"
+        self.put_overlay(op.number, op.target, lower, [("lowerdir", lower)])
+
+    def put_overlay(self, number: int, target: str, lower: str, lowers: list[tuple[str, str | None]]) -> None:
+        """Make overlay `number` over the directories that `lowers` names in the kernel's words, all of which `lower`
+        shows as one.
+        """
+        layer = f"{self.tree.scratch}/{number}"
         for name in ("", "/upper", "/work"):
             self.doors.make_directory(layer + name)
         options: list[tuple[str, str | None]] = [
-            ("lowerdir", f"{self.session.clones(self.tree.plan)}/{op.number}"),
+            *lowers,
             ("upperdir", f"{layer}/upper"),
             ("workdir", f"{layer}/work"),
             # The layer is thrown away: nothing of it needs to reach the disk.
@@ -224,13 +256,13 @@ class _Builder:
         else:
             # All that the kernel lets root of a user namespace have.
             options.append(("userxattr", None))
-        mount = self.doors.new_mount("overlay", options, self.nodev, op.target)
+        mount = self.doors.new_mount("overlay", options, self.nodev, target)
         self.tree.overlays.append(mount)
-        self.tree.layers.append(Layer(op.number, op.target, layer))
-        self._put(mount, op.target)
+        self.tree.layers.append(Layer(lower, target, layer))
+        self.put(mount, target)
 
     def show(self, op: plans.ShowMount) -> None:
-        self._put(
+        self.put(
             self.doors.clone_tree(f"{self.session.clones(self.tree.plan)}/{op.number}"),
             op.target,
             directory=op.directory,
@@ -243,7 +275,7 @@ class _Builder:
         mount = self.session.host.clone_for_box(
             source, shifted=self.shifted, readonly=op.readonly, user=self.tree.plan.user if op.shared else None
         )
-        self._put(mount, op.target, directory=os.path.isdir(source))
+        self.put(mount, op.target, directory=os.path.isdir(source))
 
     def _let_through(self, path: str, uid: int, gid: int) -> None:
         """Let the test's user get to `path`: pytest's base temp lies in a directory that only its maker may enter."""
@@ -269,18 +301,18 @@ class _Builder:
         if op.devices:
             # The mount's own descriptor is an O_PATH one and cannot be listed.
             self.tree.devices = files.open_directory(".", at=mount)
-        self._put(mount, op.target)
+        self.put(mount, op.target)
 
     def device(self, op: plans.MakeDevice) -> None:
         self.doors.make_device(op.name, op.major, op.minor, at=self.mounts["/dev"])
 
     def bind_device(self, op: plans.BindDevice) -> None:
         self.doors.make_file(op.name, at=self.mounts["/dev"])
-        self._put(self.doors.clone_tree(f"/dev/{op.name}"), f"/dev/{op.name}", directory=False)
+        self.put(self.doors.clone_tree(f"/dev/{op.name}"), f"/dev/{op.name}", directory=False)
 
     def again(self, op: plans.ShowAgain) -> None:
         mount = self.doors.clone_tree("", at=self.mounts[op.target])
-        self._put(mount, op.place)
+        self.put(mount, op.place)
 
     def link(self, op: plans.MakeLink) -> None:
         self.doors.make_link(op.name, op.to, at=self.mounts["/dev"])
@@ -290,7 +322,7 @@ class _Builder:
 
     def sysfs(self, op: plans.ShowSysfs) -> None:
         mount = self.doors.clone_tree("base" if op.own else "/sys")
-        self._put(mount, "/sys")
+        self.put(mount, "/sys")
         self.doors.set_attributes(mount, RDONLY | NOSUID | NODEV | NOEXEC, target="/sys")
 
     def readonly(self, op: plans.SetReadonly) -> None:

@@ -148,7 +148,6 @@ def test_a_bad_value_is_told_with_key_value_and_what_is_accepted(key, value, rea
         ({"io": {"rbps": "4M", "wiops": 100}}, "throttling of I/O"),
         ({"hugetlb": {"2MB": "16M"}}, "limits of huge pages"),
         ({"devices": ["/dev/kvm:rw", "/dev/fuse"]}, "host devices in boxes"),
-        ({"rootfs": "alpine"}, "rootfs images"),
         ({"caps": ["net_raw"]}, "sets of capabilities"),
         ({"seccomp": "default"}, "seccomp profiles"),
         ({"net": "backend"}, "networks of the session"),

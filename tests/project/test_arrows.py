@@ -23,7 +23,9 @@ ARROWS = {
     "glue": {"glue", "policy", "html", "warden"},
 }
 # Glue talks to the warden through its client, and to the kernel nowhere, but for these.
-GLUE_SEES_OF_THE_WARDEN = {"warden.client", "warden.engine", "warden.messages"}
+GLUE_SEES_OF_THE_WARDEN = {"warden.client", "warden.engine", "warden.messages", "warden.roots"}
+# The command line keeps and shows images without a warden.
+GLUE_SEES_OF_THE_IMAGES = {("image_commands", "images.store")}
 GLUE_SEES_OF_THE_KERNEL = {
     ("hugepages", "kernel.memory"),
     ("pages", "kernel.memory"),
@@ -130,6 +132,8 @@ def arrow_allows(found: Import) -> bool:
         return found.importer not in NEUTRAL
     if here == "glue" and there == "kernel":
         return (found.importer, found.imported) in GLUE_SEES_OF_THE_KERNEL
+    if here == "glue" and there == "images":
+        return (found.importer, found.imported) in GLUE_SEES_OF_THE_IMAGES
     if here == "glue" and there == "warden":
         return found.imported in GLUE_SEES_OF_THE_WARDEN
     return there in ARROWS[here]

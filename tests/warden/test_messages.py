@@ -22,6 +22,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tuple[int, ...]": st.lists(st.integers(), max_size=4).map(tuple),
     "tuple[str, ...]": st.lists(TEXT, max_size=4).map(tuple),
     "tuple[tuple[str, str], ...]": st.lists(st.tuples(TEXT, TEXT), max_size=4).map(tuple),
+    "tuple[Any, ...]": st.tuples(st.lists(st.text(max_size=5), max_size=3).map(tuple)),
     "dict[str, Any]": st.dictionaries(TEXT, st.integers() | st.lists(TEXT, max_size=2) | st.floats(allow_nan=False)),
     "dict[str, str]": st.dictionaries(TEXT, TEXT, max_size=4),
     "Mapping[str, Sequence[int]]": st.dictionaries(TEXT, st.tuples(st.integers(), st.integers()), max_size=4),

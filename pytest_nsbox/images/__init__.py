@@ -1,0 +1,1 @@
+"""Images: archives and directories, kept unpacked as layers that overlayfs reads."""

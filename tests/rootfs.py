@@ -1,0 +1,29 @@
+"""Root file systems from the definitions in rootfs-fixtures/, built when a test first wants one and kept for others."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from filelock import FileLock
+
+FIXTURES = Path(__file__).parents[1] / "rootfs-fixtures"
+
+
+def rootfs(name: str) -> Path:
+    """The root that `name` describes; tests must not change it. Needs "debian archive", and mmdebstrap for a system."""
+    made_by = (FIXTURES / "build").read_bytes() + (FIXTURES / name / "packages").read_bytes()
+    cache = Path(os.environ.get("NSBOX_ROOTFS_CACHE") or Path.home() / ".cache" / "pytest-nsbox-rootfs")
+    cache.mkdir(parents=True, exist_ok=True)
+    root = cache / f"{name}-{hashlib.sha256(made_by).hexdigest()[:12]}"
+    with FileLock(cache / f"{name}.lock"):
+        if not root.is_dir():
+            aside = root.with_suffix(".new")
+            if aside.exists():  # its builder was killed
+                shutil.rmtree(aside)
+            subprocess.run([FIXTURES / "build", name, aside], check=True, timeout=900)
+            aside.rename(root)
+    return root

@@ -22,7 +22,9 @@ import pytest
 from tests.leftovers import PARENT, cgroup_mounts
 
 # What the kernel of tests/vm cannot have; the machine around it runs these tests.
-VM_LACKS = frozenset({"time namespace", "shifted tmpfs", "cgroup:cpuset", "vm kernel", "debian archive"})
+VM_LACKS = frozenset(
+    {"time namespace", "shifted tmpfs", "cgroup:cpuset", "vm kernel", "debian archive", "32-bit system calls"}
+)
 
 Probe = Callable[[], "str | None"]  # None: it is there; else why not
 

@@ -133,10 +133,7 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
     for op in plan.init:
         if isinstance(op, MountOwn):
             attributes = NOSUID | NOEXEC | (0 if op.fstype == "devpts" else NODEV) | (RDONLY if op.readonly else 0)
-            mount = doors.new_mount(op.fstype, op.options, attributes, op.target)
-            mounts.append((mount, op.target))
-            if plan.live and op.target in ("/proc", "/sys"):
-                mounts.append((doors.clone_tree("", at=mount), LOWER + op.target))
+            mounts.append((doors.new_mount(op.fstype, op.options, attributes, op.target), op.target))
         elif isinstance(op, ShowCgroups):
             base = doors.clone_tree("base/fs/cgroup")
             doors.set_attributes(base, RDONLY | NOSUID | NODEV | NOEXEC, target=_CGROUPS)
@@ -154,5 +151,10 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
     for mount, target in mounts:
         doors.attach(mount, target)
         os.close(mount)
+        if plan.live and target in ("/proc", "/sys"):
+            # Before anything is bound over their files.
+            again = doors.clone_tree(target)
+            doors.attach(again, LOWER + target)
+            os.close(again)
     os.close(tree)
     os.chdir("/")

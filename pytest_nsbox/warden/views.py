@@ -66,7 +66,9 @@ class Views:
         doors = self._session.doors
         mount = doors.new_mount("tmpfs", (("mode", "755"), ("size", "64m")), NODEV, DIRECTORY)
         try:
-            readonly = doors.clone_tree("", at=mount)
+            doors.attach(mount, DIRECTORY)
+            # On top of the one that is ours to write: what is not attached can be cloned only since Linux 6.15.
+            readonly = doors.clone_tree(DIRECTORY)
             try:
                 doors.set_attributes(readonly, RDONLY | NOSUID | NODEV | NOEXEC, target=DIRECTORY)
                 doors.attach(readonly, DIRECTORY)

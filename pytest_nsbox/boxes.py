@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -251,6 +250,8 @@ def artifacts_path(nodeid: str) -> str:
     parts = [part if part not in ("", ".", "..") else "_" for part in file.split("/")]
     last = parts[-1] + colons + name.replace("/", "_").replace("\0", "_")
     if len(os.fsencode(last)) > 200:
+        import hashlib  # OpenSSL, 4 ms
+
         last = last[:40] + "-" + hashlib.sha256(os.fsencode(last)).hexdigest()[:16]
     return "/".join([*parts[:-1], last])
 

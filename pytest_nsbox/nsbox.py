@@ -15,6 +15,7 @@ from pytest_nsbox.leavings import Input, Result, decoded, raise_unless_zero, res
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.spec import Layer, Spec
 from pytest_nsbox.real import os
+from pytest_nsbox.volume import Volume
 from pytest_nsbox.warden.engine import Engine, Late, together
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ class NsBox:
         self._owner = os.getpid()
         self._engine: Engine | None = None
         self.boxes: list[Box] = []
+        self.volumes: list[Volume] = []
 
     @property
     def engine(self) -> Engine:
@@ -357,6 +359,18 @@ class NsBox:
             "spec": spec.to_json(),
         }
 
+    def volume(self, name: str) -> Volume:
+        """Make a volume for ``volumes=["NAME:DST"]``, or find the one of that name. One that was made here is removed
+        at the end.
+        """
+        if not _is_name(name):
+            raise ValueError(f"volume {name!r}: not a name (accepted: letters, digits and _ . - after the first)")
+        made, _ = self.engine.ask("volume", name=name)
+        volume = Volume(self, name)
+        if made:
+            self.volumes.append(volume)
+        return volume
+
     # --- the end
 
     def left(self) -> list[Box]:
@@ -374,6 +388,8 @@ class NsBox:
                 for number in numbers:
                     _forgive(engine, number)
                 for number in [engine.tell("remove", box=box.name) for box in self.left()]:
+                    _forgive(engine, number)
+                for number in [engine.tell("remove_volume", name=volume.name) for volume in self.volumes]:
                     _forgive(engine, number)
         finally:
             placement.OWN_SOCKETS.discard(str(engine.fileno()))

@@ -267,6 +267,10 @@ class Plan:
     counted: frozenset[str] = frozenset()
     image: bool = False
 
+    def sources(self) -> set[tuple[str, str]]:
+        """Return (kind, source) of everything that is bound."""
+        return {(op.kind, op.source) for op in self.tree if isinstance(op, Bind)}
+
 
 def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> Plan:
     """Return the plan of a box of `spec` on this host, with the host's root or that of `image`. Raises BoxFailed for

@@ -17,7 +17,7 @@ from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import make_plan
 from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
-from pytest_nsbox.warden import execute
+from pytest_nsbox.warden import execute, volumes
 from pytest_nsbox.warden.acts import ACTS
 from pytest_nsbox.warden.box import begin_box, finish_box
 from pytest_nsbox.warden.container import Container, Process
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.warden.server import Server
 
+# Each is a few mounts in the warden's mount namespace, which the kernel copies for every box.
+_MOST_ROOTS = 64
+
 
 class Containers:
     """All of them, by name."""
@@ -44,7 +47,9 @@ class Containers:
         self._plans: dict[tuple[Spec, tuple[object, ...]], Plan] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timed = 0
-        self._acts = {"start": Containers.start, **ACTS}
+        # How many there were at the same time, at most: as many roots are kept for others to come.
+        self.at_once = 0
+        self._acts = {"start": Containers.start, **ACTS, **volumes.ACTS}
 
     # --- connections
 
@@ -127,6 +132,7 @@ class Containers:
         container = Container(name, number, spec, program, order.connection)
         container.removing = bool(head.get("run"))
         self.by_name[name] = container
+        self.at_once = min(max(self.at_once, len(self.by_name)), _MOST_ROOTS)
         stdin = order.take_stdin()
         # Boxes of tests and of containers are made one after the other, in the order in which they were asked for.
         self.server.wanted.append(lambda: self._begin(container, order, stdin))

@@ -355,7 +355,8 @@ class Server:
         del self.boxes[box.name]
         self.waste.append(box.node.remove)
         if self.session is not None and self.config is not None:
-            old = self.session.give_back(box.tree, keep=self.config.pool + 2)
+            more = self.containers.at_once if self.containers is not None else 0
+            old = self.session.give_back(box.tree, keep=self.config.pool + 2 + more)
             self.waste += [old.remove] if old is not None else []
         if self.made % COLLECT_EVERY == 0:
             # The automatic collection is off: see main().

@@ -22,7 +22,7 @@ import errno
 import os
 from contextlib import suppress
 
-from pytest_nsbox.kernel import cgroup, namespaces, process
+from pytest_nsbox.kernel import cgroup, files, namespaces, process
 from pytest_nsbox.kernel.memory import Pins, as_ranges
 from pytest_nsbox.kernel.mount import NODEV, read_mounts
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
@@ -237,6 +237,15 @@ class Session:
         for op in plan.tree:
             if isinstance(op, Bind) and op.kind == "volume" and not os.path.isdir(f"volumes/{op.source}"):
                 self.doors.make_directory(f"volumes/{op.source}")
+
+    def drop_volume(self, name: str) -> list[Callable[[], None]]:
+        """Take a named volume out of use, which no box has any more; return what removes it."""
+        trees = [tree for tree in self._ready if ("volume", name) in tree.plan.sources()]
+        for tree in trees:
+            self._ready.remove(tree)
+        gone = f"volumes/.{os.urandom(6).hex()}"
+        files.attempt("rename", f"volume {name}", os.rename, f"volumes/{name}", gone)
+        return [*(tree.remove for tree in trees), lambda: files.remove_tree(gone)]
 
     def _mount_base(self) -> None:
         base = self.doors.new_mount("tmpfs", (("mode", "755"), ("size", "1m")), NODEV, "base")

@@ -253,3 +253,45 @@ def test_a_client_that_goes_takes_its_boxes_along(warden: Warden):
     pid = box.pid
     boxes.engine.close()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+class TestVolumes:
+    def test_what_is_in_one_outlives_boxes_and_is_shared(self, boxes: NsBox):
+        volume = boxes.volume("data")
+        boxes.run(["sh", "-c", "echo kept > /data/file"], volumes=[f"{volume}:/data"], check=True)
+        assert boxes.run(["cat", "/mnt/file"], volumes=["data:/mnt:ro"]).stdout == "kept\n"
+        assert boxes.run(["touch", "/mnt/no"], volumes=["data:/mnt:ro"]).returncode != 0
+
+    def test_one_in_use_is_not_removed(self, boxes: NsBox):
+        volume = boxes.volume("used")
+        with (
+            boxes.start(["sleep", "60"], name="user", volumes=["used:/data"]),
+            pytest.raises(BoxFailed, match="the volume 'used' is in use by user"),
+        ):
+            volume.remove()
+        volume.remove()
+        with pytest.raises(BoxFailed, match="there is no volume 'used'"):
+            volume.remove()
+
+    def test_a_new_one_of_the_same_name_is_empty(self, boxes: NsBox):
+        volume = boxes.volume("again")
+        boxes.run(["touch", "/data/old"], volumes=["again:/data"], check=True)
+        volume.remove()
+        boxes.volume("again")
+        assert boxes.run(["ls", "/data"], volumes=["again:/data"]).stdout == ""
+
+    def test_it_goes_with_the_fixture_that_made_it(self, boxes: NsBox, warden: Warden):
+        inner = NsBox(warden.connect, "/")
+        inner.volume("short")
+        inner.start(["sleep", "60"], volumes=["short:/data"])
+        inner.close()
+        assert boxes.volume("short") in boxes.volumes
+
+    def test_bind_and_tmpfs(self, boxes: NsBox, tmp_path: Path):
+        boxes.run(
+            ["sh", "-c", "echo x > /data/x; echo y > /scratch/y; df /scratch | grep -q 1024"],
+            volumes=[f"{tmp_path}:/data"],
+            tmpfs=["/scratch:1M"],
+            check=True,
+        )
+        assert (tmp_path / "x").read_text() == "x\n"

@@ -192,11 +192,11 @@ USAGE: dict[str, str | Path] = {
         def test_rests(): time.sleep(0.3)
         def test_allocates(): bytearray(64 << 20)
         def test_does_not(sandbox):
-            open("/tmp/one", "w").close()
+            open("/tmp/changed-by-a-group-1", "w").close()
             assert sandbox.usage()["cpu_s"] < 0.2
         def test_changes_files():
-            open("/tmp/one", "w").close()
-            open("/tmp/two", "w").close()
+            open("/tmp/changed-by-a-group-1", "w").close()
+            open("/tmp/changed-by-a-group-2", "w").close()
     """
 }
 

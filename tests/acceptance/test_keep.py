@@ -66,7 +66,7 @@ SUITE: dict[str, str | Path] = {
 
         @pytest.mark.sandbox(scope="module")
         def test_goes_on():
-            open("/tmp/later", "w").close()
+            open("/tmp/of-the-next", "w").close()
             assert os.path.exists("/tmp/of-a-group")
     """
 }

@@ -274,8 +274,9 @@ class NsBox:
         check    raise BoxFailed, which shows everything, unless it ends with status 0
         text     stdout and stderr as text (UTF-8), else as bytes
         """
+        joined = _joined(spec)
         made = self.spec("nsbox.run", {**spec, "timeout": timeout})
-        fields = self._fields(argv, made, name)
+        fields = {**self._fields(argv, made, name), **joined}
         with Input(input) as fds:
             value, frames = told_apart(self.engine, "start", fds, {**fields, "run": True})
         found = result(value, frames, made, text=text)
@@ -307,21 +308,11 @@ class NsBox:
 
         return find(self, work, key, (low, high), precision, spec)
 
-    def start(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        name: str | None = None,
-        publish: Mapping[int, int] | None = None,
-        **spec: Any,
-    ) -> Box:
-        """Start a program in a container of its own and return at once. BoxFailed if it cannot be started.
-
-        publish  {box port: port of the host's 127.0.0.1 that leads to it}; 0 for any that is free
-        """
+    def start(self, argv: Sequence[str | Path], *, name: str | None = None, **spec: Any) -> Box:
+        """Start a program in a container of its own and return at once. BoxFailed if it cannot be started."""
+        joined = _joined(spec)
         made = self.spec("nsbox.start", spec)
-        fields = self._fields(argv, made, name)
-        state, _ = self.engine.ask("start", publish=dict(publish or {}), **fields)
+        state, _ = self.engine.ask("start", **self._fields(argv, made, name), **joined)
         box = Box(self, state, made)
         self.boxes.append(box)
         return box
@@ -394,6 +385,13 @@ class NsBox:
         finally:
             placement.OWN_SOCKETS.discard(str(engine.fileno()))
             engine.close()
+
+
+def _joined(spec: dict[str, Any]) -> dict[str, Any]:
+    """Take ``net=other_box`` out of `spec`; return what tells the warden."""
+    if isinstance(spec.get("net"), Box):
+        return {"joined": spec.pop("net").name}
+    return {}
 
 
 def _forgive(engine: Engine, number: int) -> None:

@@ -97,6 +97,8 @@ class Container:
         self.timed_out = False
         self.removed = False
         self.removing = False
+        # The name of the box whose network it shares.
+        self.joined: str | None = None
 
     def processes(self) -> list[Process]:
         """Return every process that was started and has not been collected."""
@@ -140,7 +142,7 @@ class Container:
             "Args": list(self.program.argv),
             "Env": [f"{name}={value}" for name, value in self.program.env.items()],
             **_seen_in_proc(pid),
-            "Networks": {self.spec.net: {}},
+            "Networks": {f"container:{self.joined}" if self.joined else self.spec.net: {}},
             "Limits": self.spec.shown(),
             "Image": self.spec.rootfs,
         }

@@ -12,7 +12,9 @@ import os
 import select
 import time
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_STREAM, socketpair
+from contextlib import contextmanager
 
+from pytest_nsbox.kernel import namespaces
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import make_plan
 from pytest_nsbox.policy.record import replace
@@ -26,7 +28,7 @@ from pytest_nsbox.warden.wire import BrokenWireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from pytest_nsbox.policy.plan import Plan
@@ -131,6 +133,7 @@ class Containers:
         program = make_program(head, spec)
         container = Container(name, number, spec, program, order.connection)
         container.removing = bool(head.get("run"))
+        container.joined = head.get("joined")
         self.by_name[name] = container
         self.at_once = min(max(self.at_once, len(self.by_name)), _MOST_ROOTS)
         stdin = order.take_stdin()
@@ -150,6 +153,26 @@ class Containers:
             plan = self._plans[spec, root] = replace(make_plan(spec, session.facts, facts), sockets=False)
         return plan
 
+    @contextmanager
+    def _network_of(self, container: Container) -> Iterator[None]:
+        """Have boxes that are made meanwhile born in the network of the one that `container` shares it with."""
+        if not container.joined:
+            yield
+            return
+        other = self.by_name.get(container.joined)
+        if other is None or other.box is None or other.status not in ("running", "paused"):
+            raise BoxFailed(f"net: the box {container.joined!r} is not running: it has no network to share")
+        doors = self.server.doors
+        home = doors.open_namespace("self", "net")
+        try:
+            doors.setns(other.box.pidfd, namespaces.NEWNET)
+            try:
+                yield
+            finally:
+                doors.setns(home, namespaces.NEWNET)
+        finally:
+            os.close(home)
+
     def _begin(self, container: Container, order: Order, stdin: int) -> None:
         server = self.server
         try:
@@ -157,7 +180,11 @@ class Containers:
             if not order.connection.open or container.removed:
                 raise BoxFailed("nobody waits for it any more")
             plan = self._plan(container.spec, order.head.get("image"))
-            box, undo = begin_box(server.session, container.id, container.spec, plan, ())
+            with self._network_of(container):
+                box, undo = begin_box(server.session, container.id, container.spec, plan, ())
+            if container.joined:
+                # For the programs that are started in it.
+                box.namespaces |= namespaces.NEWNET
         except (KernelError, BoxFailed, OSError) as error:
             self._give_up(container, order, stdin, error)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -295,3 +296,26 @@ class TestVolumes:
             check=True,
         )
         assert (tmp_path / "x").read_text() == "x\n"
+
+
+class TestNetwork:
+    def test_a_box_shares_the_network_of_another(self, boxes: NsBox):
+        server = "import socket; s = socket.create_server(('127.0.0.1', 7777)); print('up', flush=True)\n"
+        server += "while True: s.accept()[0].sendall(b'hello')"
+        client = "import socket; print(socket.create_connection(('127.0.0.1', 7777)).recv(9).decode())"
+        with boxes.start([sys.executable, "-c", server], name="db", net=False) as db:
+            wait_until(lambda: db.logs() == "up\n")
+            assert boxes.run([sys.executable, "-c", client], net=db, check=True).stdout == "hello\n"
+            with boxes.start(["sleep", "60"], net=db) as other:
+                assert other.exec([sys.executable, "-c", client], check=True).stdout == "hello\n"
+                assert other.inspect()["Networks"] == {"container:db": {}}
+                assert other.inspect()["Namespaces"]["net"] == db.inspect()["Namespaces"]["net"]
+            # The warden itself is where it was, and so are others.
+            assert boxes.run([sys.executable, "-c", client], net=False).returncode == 1
+            assert boxes.run(["readlink", "/proc/self/ns/net"]).stdout.strip() == os.readlink("/proc/self/ns/net")
+
+    def test_one_that_has_ended_has_no_network(self, boxes: NsBox):
+        db = boxes.start(["true"], name="db", net=False)
+        db.wait()
+        with pytest.raises(BoxFailed, match="net: the box 'db' is not running: it has no network to share"):
+            boxes.run(["true"], net=db)

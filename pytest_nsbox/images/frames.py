@@ -29,6 +29,7 @@ _BLOCK = 1 << 20
 _MANY = 2000
 # In the layer's directory, beside its files.
 FILES, REPLACED, FRAMES = "fs", "replaced", "frames"
+_FILES = b"fs/"
 
 
 class Frames:
@@ -50,7 +51,7 @@ class Frames:
         """Add the content of the file of `entry`; return its number."""
         self._end_raw()
         number = len(self._paths)
-        self._paths.append(b"/".join([FILES.encode(), *(part for part in entry.name.split(b"/") if part)]))
+        self._paths.append(_FILES + entry.name)
         self._records.append(_CONTENT.pack(b"C", number, entry.size, len(entry.pieces)))
         self._records += [_PIECE.pack(*piece) for piece in entry.pieces]
         if len(self._records) > _MANY:

@@ -239,7 +239,7 @@ class Unpacker:
             fd = os.open(base, _NEW, 0o600, dir_fd=parent)
         try:
             if entry.pieces:
-                self._written(sum(length for _, length in entry.pieces))
+                self._written(sum([length for _, length in entry.pieces]))
                 self._content[key] = self._frames.content(entry)
             end = 0
             for offset, piece in reader.content(entry):

@@ -21,6 +21,7 @@ _ZEROS = bytes(BLOCK)
 # Go's limit for the headers that describe others.
 _LARGEST_SPECIAL = 1 << 20
 _LARGEST = 1 << 62
+_MANY = 1000
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = (
     "file",
@@ -136,13 +137,15 @@ class Reader:
         self._name = name
         self._keep = keep
         self._global: dict[bytes, bytes] = {}
-        self._left = 0
+        self._unread = False
+        # Owners and modes are the same few for most entries.
+        self._numbers: dict[bytes, int] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
-            self._left = sum(length for _, length in entry.pieces)
+            self._unread = bool(entry.pieces)
             yield entry
-            assert self._left == 0, "the content of an entry was not read"
+            assert not self._unread, "the content of an entry was not read"
 
     def content(self, entry: Entry) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset in the file, bytes) of what is stored of `entry`."""
@@ -153,14 +156,14 @@ class Reader:
                 yield offset, piece
                 offset += len(piece)
             stored += length
-        self._left = 0
+        self._unread = False
         self._pad(stored)
 
     def skip(self, entry: Entry) -> None:
         """Pass over the content of `entry`."""
         stored = sum(length for _, length in entry.pieces)
         self._stream.skip(stored)
-        self._left = 0
+        self._unread = False
         self._pad(stored)
 
     def _problem(self, text: str) -> ImageError:
@@ -237,6 +240,14 @@ class Reader:
         return found
 
     def _number(self, field: bytes) -> int:
+        found = self._numbers.get(field)
+        if found is None:
+            if len(self._numbers) > _MANY:
+                self._numbers.clear()
+            found = self._numbers[field] = self._read_number(field)
+        return found
+
+    def _read_number(self, field: bytes) -> int:
         if field[0] & 0x80:
             # GNU's base 256: two's complement without the top bit.
             value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
@@ -272,10 +283,11 @@ class Reader:
         pieces: tuple[tuple[int, int], ...] = ((0, stored),) if stored else ()
         if flag == b"S":
             size, pieces = self._old_sparse(block)
+            self._check_pieces(name, size, pieces, stored)
         elif kind == FILE and (b"GNU.sparse.map" in pax or sparse or b"GNU.sparse.major" in pax):
             size, pieces, stored = self._pax_sparse(pax, sparse, stored)
             name = pax.get(b"GNU.sparse.name", name)
-        self._check_pieces(name, size, pieces, stored)
+            self._check_pieces(name, size, pieces, stored)
         return Entry(
             name,
             kind,

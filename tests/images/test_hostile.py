@@ -115,6 +115,7 @@ def test_a_sparse_file_of_exabytes_takes_no_space(store, tmp_path):
         ({"GNU.sparse.map": "0,10", "GNU.sparse.size": "5"}, "the piece 0+10 of 5 bytes"),
         ({"GNU.sparse.map": "5,4,0,4", "GNU.sparse.size": "50"}, "the piece 0+4 of 50 bytes"),
         ({"GNU.sparse.map": "0,4", "GNU.sparse.size": "50"}, "whose map is not that of its content"),
+        ({"GNU.sparse.map": "0,4", "GNU.sparse.size": "8"}, "whose map is not that of its content"),
         ({"GNU.sparse.map": "0", "GNU.sparse.size": "50"}, "half a map"),
         ({"GNU.sparse.map": "x", "GNU.sparse.size": "50"}, "the number b'x'"),
         ({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}, "without its map"),

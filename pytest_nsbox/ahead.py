@@ -129,6 +129,7 @@ class Ahead:
         self._follower.settle(attempt)
         self._follower.take_end(plain.end)
         self._unlogged = attempt, plain
+        self._follower.ran.append(item)
         parked, session = self._parked, self._session
         if parked is not None and self._in_order and not (session.shouldstop or session.shouldfail):
             self._begin(parked, self._after(parked.item))

@@ -41,6 +41,9 @@ class Attempt:
         self.stopped = 0.0
         self.keywords: Frame = {}  # of the item at the fork, as reports spell them
         self.reports: dict[str, pytest.TestReport] = {}
+        self.last_report: pytest.TestReport | None = None
+        self.raised: list[str] | None = None  # by the phase of that report, as `exception_from_data` takes it
+        self.stand_in: BaseException | None = None  # for it, in pytest's process
         self.sections: list[tuple[str, str]] = []
         self.ended = False  # no process of the test is left to wait for
         self.timed_out = False
@@ -148,6 +151,10 @@ class Attempt:
     def unread(self, frames: list[Frame]) -> None:
         """Have `next_frame` return these once more, in their order."""
         self._unread[:0] = frames
+
+    def told(self, excinfo: pytest.ExceptionInfo[BaseException] | None) -> bool:
+        """Whether an exception in pytest's process only stands for what a report of the test's has told."""
+        return excinfo is not None and excinfo.value is self.stand_in
 
     def signal(self, number: int) -> None:
         """Signal the test's own process; nothing happens if it has ended."""

@@ -14,7 +14,7 @@ from pytest_nsbox.coverage_data import Data, Gathered
 from pytest_nsbox.policy import outcome, usage
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError, SandboxTimeout
 from pytest_nsbox.policy.units import format_seconds
-from pytest_nsbox.real import os
+from pytest_nsbox.real import os, read_text
 from pytest_nsbox.settings import SPEC
 
 if TYPE_CHECKING:
@@ -275,9 +275,7 @@ def inspect(attempt: Attempt) -> dict[str, Any]:
 
 
 def _lines(path: str) -> list[str]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().splitlines()
+    return read_text(path).splitlines()
 
 
 def _mount(line: str) -> dict[str, str]:

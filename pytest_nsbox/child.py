@@ -26,6 +26,7 @@ from pytest_nsbox.real import os
 from pytest_nsbox.relay import (
     Channel,
     ChannelClosedError,
+    exception_to_data,
     is_plain,
     passed_to_data,
     report_to_data,
@@ -118,7 +119,7 @@ class Child:
         self._stops = self._read_stops()
         self._measured: Measured | None = None
         self._random_state: Any = None
-        self._line = output.terminal_line(self.config)
+        self._terminal = output.terminal_state(self.config)
         self._finishing = False
 
     # --- at the fork
@@ -168,17 +169,20 @@ class Child:
 
     # --- what the hooks of this process tell
 
-    def report(self, report: pytest.TestReport) -> None:
-        """Send the report of a phase, and what else the phase left."""
+    def report(self, report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException] | None) -> None:
+        """Send the report of a phase, what the phase raised, and what else it left."""
+        left = self._left_by_phase()
+        if excinfo is not None:
+            left["raised"] = exception_to_data(excinfo.value)
         self.due, self.last_report = None, report
         if self.shell is not None and report.failed:
             self.shell.open_for(self, report)
         self._print_now()
         passed = passed_to_data(report, self.keywords)
         if passed is not None:
-            self.channel.send("passed", report=passed, **self._left_by_phase())
+            self.channel.send("passed", report=passed, **left)
         else:
-            self.channel.send("report", report=self._serialise(report), **self._left_by_phase())
+            self.channel.send("report", report=self._serialise(report), **left)
         if self._takes_turns:
             self.await_go()
 
@@ -186,8 +190,9 @@ class Child:
         """Send a report that something logged besides the phases' (subtests, plugins)."""
         if report is not self.last_report:
             self._print_now()
-            self.channel.send("log", report=self._serialise(report))
-            if self._lockstep_output:
+            captured = output.is_capturing(self.config)
+            self.channel.send("log", report=self._serialise(report), captured=captured)
+            if self._lockstep_output or captured:
                 self.await_go()
 
     def _print_now(self) -> None:
@@ -204,6 +209,12 @@ class Child:
             self.following = self.group.items.get(frame["following"])
             session = self.item.session
             session.shouldstop, session.shouldfail = self._stops = frame["stops"]
+        self._take_terminal_state(frame)
+
+    def _take_terminal_state(self, frame: Frame) -> None:
+        if "terminal" in frame:
+            self._terminal = frame["terminal"]
+            output.set_terminal_state(self.config, self._terminal)
 
     def ask(self, what: str | list[Any]) -> Any:
         """Ask pytest's process something about this box (usage, changes, inspect), or about an image (a list)."""
@@ -247,9 +258,7 @@ class Child:
         self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
         self._failed_subtests = self._count_failed_subtests()
         self._stops = self._read_stops()
-        if isinstance(frame.get("line"), str):
-            output.set_terminal_line(self.config, frame["line"])
-            self._line = frame["line"]
+        self._take_terminal_state(frame)
         output.forget_live_log(self.config)
         self.fresh = True
 
@@ -352,9 +361,11 @@ class Child:
         stops = self._read_stops()
         if stops != self._stops:
             self._stops = left["stops"] = stops
-        line = output.terminal_line(self.config) if self._lockstep_output else self._line
-        if line != self._line:  # else it is what the parent knew at the fork, and may have gone on from
-            self._line = left["line"] = line
+        if getattr(self.last_report, "_pdbshown", False):  # the debugger's plugin noted that it printed it
+            left["shown"] = True
+        state = output.terminal_state(self.config) if self._lockstep_output else self._terminal
+        if state != self._terminal:  # else it is what the parent knew, and may have gone on from
+            self._terminal = left["terminal"] = state
         return left
 
     def _count_failed_subtests(self) -> int:

@@ -17,6 +17,7 @@ from pytest_nsbox.real import os
 from pytest_nsbox.relay import (
     ChannelClosedError,
     Frame,
+    exception_from_data,
     leaves_nothing,
     passed_from_data,
     report_from_data,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_nsbox.boxes import Boxes
+    from pytest_nsbox.hints import Hints
     from pytest_nsbox.pages import Pages
     from pytest_nsbox.shell import Shell
     from pytest_nsbox.terminal import Terminal
@@ -47,6 +49,8 @@ class Follower:
         self._pages = pages
         self.all_plain = True  # the frames since somebody set this
         self.shell = _make_shell(config, terminal)
+        self.ran: list[pytest.Item] = []  # in boxes of their own, so far
+        self._hints: Hints | None = None
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 
     def wait(self, attempt: Attempt, phase: str) -> None:
@@ -80,15 +84,35 @@ class Follower:
             elif self._take(attempt, frame):
                 return
 
+    def reraise(self, attempt: Attempt) -> None:
+        """Raise what the phase raised whose report has come, for those who look at ``CallInfo.excinfo``.
+
+        Its class is the test's where pytest's process knows that; its traceback is one entry, where the test broke.
+        """
+        __tracebackhide__ = True
+        raised, attempt.raised = attempt.raised, None
+        if raised is None:
+            return
+        error = exception_from_data(raised)
+        if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
+            return  # they ended the phase and not the run
+        attempt.stand_in = error
+        crash = getattr(getattr(attempt.last_report, "longrepr", None), "reprcrash", None)
+        path, line, name = reporting.place_of(attempt.item)
+        if crash is not None:
+            path, line = str(crash.path), int(crash.lineno)
+        raise reporting.placed(error, path, line, name)
+
     def _say_go(self, attempt: Attempt, phase: str = "") -> None:
+        fields: Frame = {}
         if self.output_in_step:
             flush_terminal(self.config)
+            fields["terminal"] = output.terminal_state(self.config)
         if attempt.grouped and phase == "teardown":
             session, following = attempt.item.session, attempt.following
-            stops = [session.shouldstop, session.shouldfail]
-            self.send(attempt, "go", following=0 if following is None else id(following), stops=stops)
-        else:
-            self.send(attempt, "go")
+            fields["following"] = 0 if following is None else id(following)
+            fields["stops"] = [session.shouldstop, session.shouldfail]
+        self.send(attempt, "go", **fields)
 
     def send(self, attempt: Attempt, kind: str, **fields: Any) -> None:
         """Tell the test's process something. If it died meanwhile, the next wait tells how."""
@@ -107,16 +131,14 @@ class Follower:
             if report.failed:
                 attempt.failed = True
                 self._boxes.blame_oom(attempt, report)
-            attempt.reports[report.when] = report
+                self._hint(attempt, report)
+            attempt.reports[report.when] = attempt.last_report = report
             attempt.sections = list(report.sections)
+            attempt.raised = frame.get("raised")
             if (self.output_in_step or attempt.grouped) and report.when == "teardown":
                 self._say_go(attempt)
         elif kind == "log":
-            report = report_from_data(self.config, frame["report"])
-            attempt.failed = attempt.failed or report.failed
-            attempt.item.ihook.pytest_runtest_logreport(report=report)
-            if self.output_in_step:
-                self._say_go(attempt)
+            self._log(attempt, frame)
         elif kind == "ask":
             self._answer(attempt, frame["what"])
         elif kind == "pdb":
@@ -138,6 +160,26 @@ class Follower:
             self._raise_ending(frame)
         return False
 
+    def _hint(self, attempt: Attempt, report: pytest.TestReport) -> None:
+        if self._hints is None:
+            from pytest_nsbox.hints import Hints
+
+            self._hints = Hints()
+        if not attempt.grouped and report.when != "teardown":
+            self._hints.lost_state(attempt.item, report, self.ran)
+
+    def _log(self, attempt: Attempt, frame: Frame) -> None:
+        """Have the reporters hear of a report besides the phases', a subtest's or a plugin's."""
+        report = report_from_data(self.config, frame["report"])
+        attempt.failed = attempt.failed or report.failed
+        captured = frame["captured"] is True
+        with output.captured_as_the_test(self.config) if captured else contextlib.nullcontext():
+            attempt.item.ihook.pytest_runtest_logreport(report=report)
+            if captured:
+                flush_terminal(self.config)
+        if captured or self.output_in_step:
+            self._say_go(attempt)
+
     def read_report(self, attempt: Attempt, frame: Frame) -> pytest.TestReport:
         """The report that a frame brought."""
         if frame["t"] == "passed":
@@ -151,7 +193,7 @@ class Follower:
         if kind == "exit":
             raise pytest.exit.Exception(frame["message"], frame["returncode"])
         if kind == "internal":
-            raise RuntimeError(f"INTERNALERROR in the test's process\n{frame['text']}")
+            raise internals.ProtocolFailed(f"in the test's process\n{frame['text']}")
         if kind == "failed":
             raise BoxFailed(frame["text"])
         raise BoxFailed(f"the test's process sent a frame of unknown kind {kind!r}")
@@ -171,8 +213,10 @@ class Follower:
             stop, fail = frame["stops"]
             item.session.shouldstop = stop or item.session.shouldstop
             item.session.shouldfail = fail or item.session.shouldfail
-        if isinstance(frame.get("line"), str):
-            output.set_terminal_line(self.config, frame["line"])
+        if "shown" in frame and attempt.last_report is not None:
+            attempt.last_report.__dict__["_pdbshown"] = True  # so the terminal does not print it again
+        if "terminal" in frame:
+            output.set_terminal_state(self.config, frame["terminal"])
         self.take_end(frame)
 
     def take_end(self, frame: Frame) -> None:

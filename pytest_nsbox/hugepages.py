@@ -10,7 +10,7 @@ from typing import Final
 
 from pytest_nsbox.kernel.memory import collapse
 from pytest_nsbox.policy.errors import KernelError
-from pytest_nsbox.real import os
+from pytest_nsbox.real import os, read_text
 
 MIB: Final = 1 << 20
 LARGE: Final = 16 * MIB  # mappings below this are left alone
@@ -72,14 +72,8 @@ def large_mappings(smaps: str) -> list[tuple[int, int]]:
 
 
 def _resident() -> int:
-    return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(read_text("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _smaps() -> str:
-    return _read("/proc/self/smaps")
-
-
-def _read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+    return read_text("/proc/self/smaps")

@@ -48,6 +48,10 @@ class Turn(Forked):
         super().__init__(lambda: None)
 
 
+class ProtocolFailed(Exception):  # noqa: N818 - pytest calls it an internal error, and shows it as one
+    """Something besides a test raised in the test's process, most likely a plugin's hook; its text tells."""
+
+
 # --- hooks -----------------------------------------------------------------------------------------------------
 
 

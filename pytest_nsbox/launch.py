@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import random
-import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pytest_nsbox import output, timeouts
 from pytest_nsbox.child import Child
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pytest_nsbox.groups import Group
     from pytest_nsbox.pages import Pages
     from pytest_nsbox.terminal import Terminal
+
+# Of the C module: pytest-socket forbids Python's own class in this process, and a suite may replace it.
+_SOCKETPAIR: Final = _socket.socketpair
 
 
 class Launcher:
@@ -59,7 +62,7 @@ class Launcher:
         """Fork into the attempt's box; True in the child. `running` is a test that runs meanwhile."""
         box = attempt.box
         assert box is not None
-        ours, theirs = socket.socketpair()
+        ours, theirs = _SOCKETPAIR()
         child = Child(attempt.item, Channel(theirs), lockstep_output=self._follower.output_in_step, group=group)
         child.tells_pages = self._pages.before_fork(self.tests_left)
         attempt.keywords = child.keywords
@@ -89,7 +92,7 @@ class Launcher:
         self._follower.reap_dying()
         return False
 
-    def _enter(self, attempt: Attempt, child: Child, ours: socket.socket, running: Attempt | None) -> None:
+    def _enter(self, attempt: Attempt, child: Child, ours: _socket.socket, running: Attempt | None) -> None:
         """The child's first steps, still inside `os.fork`."""
         ours.close()
         if running is not None:

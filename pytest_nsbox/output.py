@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import pytest
@@ -68,17 +69,30 @@ def hide_setup_show(config: pytest.Config) -> Callable[[], None]:
     return undo
 
 
-def terminal_line(config: pytest.Config) -> str | None:
-    """What stands in the terminal's current line, as pytest's writer knows it; it right-aligns by that."""
-    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
-    return getattr(getattr(terminal, "_tw", None), "_current_line", None)
+_LIVE_LOG: Final = ("_first_record_emitted", "_test_outcome_written")
 
 
-def set_terminal_line(config: pytest.Config, line: str) -> None:
-    """Make the writer of this process know what another wrote."""
+def terminal_state(config: pytest.Config) -> list[Any]:
+    """What decides how pytest's next words look: the terminal's current line, as its writer knows it (it right-aligns
+    by that), and what live logging has printed for the test."""
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:
+    handler = getattr(config.pluginmanager.get_plugin("logging-plugin"), "log_cli_handler", None)
+    line = getattr(getattr(terminal, "_tw", None), "_current_line", None)
+    return [line, *(getattr(handler, name, None) for name in _LIVE_LOG)]
+
+
+def set_terminal_state(config: pytest.Config, state: Any) -> None:
+    """Make this process know what another wrote; ``state`` may be anything, a test can have sent it."""
+    if not isinstance(state, list) or len(state) != 1 + len(_LIVE_LOG):
+        return
+    line, *flags = state
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and isinstance(line, str):
         terminal._tw._current_line = line
+    handler = getattr(config.pluginmanager.get_plugin("logging-plugin"), "log_cli_handler", None)
+    for name, flag in zip(_LIVE_LOG, flags, strict=True):
+        if isinstance(flag, bool) and hasattr(handler, name):
+            setattr(handler, name, flag)
 
 
 def forget_live_log(config: pytest.Config) -> None:
@@ -104,3 +118,21 @@ def pause_faulthandler_timer(config: pytest.Config) -> Callable[[], None]:
     ends = bool(leaves(config)) if leaves is not None else False
     file = config.stash[plugin.fault_handler_stderr_fd_key]
     return lambda: faulthandler.dump_traceback_later(timeout, file=file, exit=ends)
+
+
+def is_capturing(config: pytest.Config) -> bool:
+    """Whether what is printed now goes into pytest's capture, and not to the terminal."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    captured = getattr(capture, "_global_capturing", None)
+    return captured is not None and bool(captured.is_started())
+
+
+@contextlib.contextmanager
+def captured_as_the_test(config: pytest.Config) -> Iterator[None]:
+    """Around what a reporter prints while the test's output is captured: without a fork it is part of that output."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    capture.resume_global_capture()
+    try:
+        yield
+    finally:
+        capture.suspend_global_capture(in_=False)

@@ -6,8 +6,8 @@ So what a fixture's set-up leaves in the process is compared, once, when it is f
 
 from __future__ import annotations
 
+import _socket
 import contextlib
-import socket
 import stat
 import threading
 import time
@@ -204,8 +204,11 @@ def _is_connected(fd: int) -> bool:
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return False
-        with socket.socket(fileno=os.dup(fd)) as copy:
+        copy = _socket.socket(fileno=os.dup(fd))  # Python's own class may be forbidden by pytest-socket
+        try:
             copy.getpeername()
-            return copy.family != socket.AF_UNIX or bool(copy.getpeername() or copy.getsockname())
+            return copy.family != _socket.AF_UNIX or bool(copy.getpeername() or copy.getsockname())
+        finally:
+            copy.close()
     except OSError:
         return False

@@ -145,6 +145,7 @@ class Lockstep:
         if self._child is not None:
             self._end_test(self._child)
         if ATTEMPT in item.stash:
+            self._follower.ran.append(item)
             del item.stash[ATTEMPT]  # items live as long as the session
 
     def _end_child(self, error: BaseException) -> None:
@@ -191,6 +192,7 @@ class Lockstep:
             return internals.call_leavable(self.config, caller, kwargs)
         except Forked as forked:
             forked.undo()
+            item._report_sections.clear()  # the child's reports hold what was printed and logged up to here
         finally:
             item.__dict__.pop("setup", None)
             if attempt.child is not None:
@@ -202,6 +204,7 @@ class Lockstep:
         __tracebackhide__ = True
         self._follower.wait(attempt, "setup")
         self._show_again = output.hide_setup_show(self.config)
+        self._follower.reraise(attempt)
 
     def _setup_in_box(self, attempt: Attempt, ordinary: Callable[[], None]) -> None:
         """Stands in for the item's ``setup()``: outer fixtures here, the rest in the child."""
@@ -238,7 +241,6 @@ class Lockstep:
     def _leave_setup(self, item: pytest.Item) -> NoReturn:
         internals.forget_unraisable(self.config)
         internals.drop_item_in_parent(item)
-        item._report_sections.clear()  # the child's reports hold them
         raise Forked(output.leave_capture(self.config))
 
     def _set_up_outer_fixtures(self, item: pytest.Item, scope: str) -> None:
@@ -265,6 +267,7 @@ class Lockstep:
             return self._phase_in_child(attempt.child, "call", caller, kwargs)
         self._show_again()
         self._follower.wait(attempt, "call")
+        self._follower.reraise(attempt)
         return None
 
     def _teardown(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
@@ -290,6 +293,7 @@ class Lockstep:
             internals.forget_current_test()
         if died is not None:
             raise died
+        self._follower.reraise(attempt)
         return None
 
     def _phase_in_child(self, child: Child, phase: str, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
@@ -302,13 +306,15 @@ class Lockstep:
     def _makereport(self, caller: HookCaller, kwargs: dict[str, Any]) -> pytest.TestReport:
         attempt, call = self._attempt(kwargs["item"]), kwargs["call"]
         if call.excinfo is not None:
+            if isinstance(call.excinfo.value, internals.ProtocolFailed):
+                raise call.excinfo.value  # not the test's failure: it ends the run, as without a box
             internals.drop_own_frames(call.excinfo)
         if attempt is None:
             return self._makereport_without_box(caller, kwargs)
         if attempt.child is not None:
             return self._makereport_in_child(attempt.child, caller, kwargs)
         report = attempt.reports.pop(call.when, None)
-        if report is None or call.excinfo is not None:
+        if report is None or (call.excinfo is not None and not attempt.told(call.excinfo)):
             report = self._makereport_in_parent(attempt, report, caller, kwargs)
         elif call.when == "teardown":
             internals.merge_teardown(report, attempt.item, call, None)
@@ -329,7 +335,7 @@ class Lockstep:
         if child.due is None:
             return report
         phase, call = child.due, kwargs["call"]
-        child.report(report)
+        child.report(report, call.excinfo)
         # A failing teardown still owes `pytest_exception_interact`.
         if phase == "teardown" and not internals.check_interactive_exception(call, report):
             self._end_test(child)
@@ -368,6 +374,9 @@ class Lockstep:
     def _exception_interact(self, caller: HookCaller, kwargs: dict[str, Any]) -> Any:
         child = self._child
         if child is None:
+            attempt = kwargs["node"].stash.get(ATTEMPT, None)
+            if attempt is not None and attempt.told(kwargs["call"].excinfo):
+                return None  # the test's process has had this hook called
             return caller(**kwargs)
         try:
             return caller(**kwargs)

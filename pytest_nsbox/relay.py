@@ -7,6 +7,7 @@ unpickled: the child runs code that the box is there to hold, so its bytes may o
 from __future__ import annotations
 
 import json
+import linecache
 import random
 import select
 import socket as _socket
@@ -42,7 +43,7 @@ class Channel:
     Holds bound methods of the socket and no module-level ``os``: pyfakefs replaces that in every module.
     """
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
         self._send = sock.sendall
@@ -77,11 +78,11 @@ class Channel:
     def send_socket(self, connection: socket) -> None:
         """Send one frame with a socket beside it."""
         data = encode("reply", {"value": None})
-        _socket.send_fds(self._sock, [data], [connection.fileno()])
+        _socket.send_fds(self._sock, [data], [connection.fileno()])  # type: ignore[arg-type]  # the C class has what it uses
 
     def receive_socket(self) -> socket:
         """Wait for the answer that brings a socket. Raises BoxFailed with the reason if it brings none."""
-        data, fds, _, _ = _socket.recv_fds(self._sock, 1 << 16, 1, _socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = _socket.recv_fds(self._sock, 1 << 16, 1, _socket.MSG_CMSG_CLOEXEC)  # type: ignore[arg-type]  # as above
         self._buffer += data
         reply = self.receive()
         if "error" in reply:
@@ -223,7 +224,7 @@ def passed_from_data(item: pytest.Item, keywords: Mapping[str, Any], data: list[
     )
 
 
-_OF_REPORT: Final = frozenset(["t", "report", "warnings"])
+_OF_REPORT: Final = frozenset(["t", "report", "warnings", "raised"])
 _OF_END: Final = frozenset(["t", "warnings", "random", "coverage", "pages"])
 
 
@@ -298,7 +299,17 @@ def warning_to_data(message: warnings.WarningMessage) -> Frame:
         "filename": message.filename,
         "lineno": message.lineno,
         "line": message.line,
+        "source": _allocation(message),
     }
+
+
+def _allocation(message: warnings.WarningMessage) -> str | None:
+    """Where the object that a ResourceWarning is about was allocated, if tracemalloc knows; None without an object."""
+    if message.source is None:
+        return None
+    tracemalloc = sys.modules.get("tracemalloc")
+    trace = tracemalloc.get_object_traceback(message.source) if tracemalloc is not None else None
+    return "\n".join(trace.format()) if trace is not None else ""
 
 
 def _plain_args(message: object) -> list[object] | None:
@@ -308,18 +319,54 @@ def _plain_args(message: object) -> list[object] | None:
     return None
 
 
+def exception_to_data(error: BaseException) -> list[str]:
+    """What names an exception: module and name of its class, its text."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the user's own __str__
+        text = ""
+    return [type(error).__module__, type(error).__qualname__, text]
+
+
+def exception_from_data(data: list[str]) -> BaseException:
+    """An exception of the class with that name and that text, for those who ask what a phase raised."""
+    module, name, text = map(str, data)
+    error = _named_class(module, name, Exception, BaseException)
+    try:
+        made: BaseException = error.__new__(error)  # not called, as with a warning
+    except Exception:  # noqa: BLE001 - a group's wants its exceptions; the user's own may want anything
+        made = type(error.__name__, (Exception,), {"__module__": module})()
+    made.args = (text,)
+    if issubclass(error, (pytest.skip.Exception, pytest.fail.Exception)):
+        made.__dict__["msg"] = text
+    return made
+
+
+def _named_class(module: str, name: str, otherwise: type[Any], kind: type[Any]) -> Any:
+    """A class of that name in a module that pytest's process has imported, or a new one: a name imports nothing."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and issubclass(found, kind):
+        return found
+    return type(name.rpartition(".")[2], (otherwise,), {"__module__": module})
+
+
 def warning_from_data(data: Frame) -> warnings.WarningMessage:
-    """The warning again. Only classes that pytest's process has imported are looked up: a name imports nothing."""
-    category: Any = sys.modules.get(data["module"])
-    for part in data["class"].split("."):
-        category = getattr(category, part, None)
-    if not (isinstance(category, type) and issubclass(category, Warning)):
-        category = type(data["class"].rpartition(".")[2], (UserWarning,), {"__module__": data["module"]})
+    """The warning again."""
+    category = _named_class(data["module"], data["class"], UserWarning, Warning)
     message = category.__new__(category)  # not called: a warning's constructor may want arguments that we do not know
     message.args = (data["text"],) if data["args"] is None else tuple(data["args"])
     if str(message) != data["text"]:
         message.args = (data["text"],)
-    return warnings.WarningMessage(message, category, data["filename"], data["lineno"], None, data["line"])
+    line, source = data["line"], data.get("source")
+    if source:
+        # pytest would look for the place where the object of this process was allocated.
+        line = (
+            f"{line or linecache.getline(data['filename'], data['lineno']).strip()}\n\nObject allocated at:\n{source}"
+        )
+    stand_in = object() if source == "" else None
+    return warnings.WarningMessage(message, category, data["filename"], data["lineno"], None, line, stand_in)
 
 
 def set_random_state(state: Any) -> None:

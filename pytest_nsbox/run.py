@@ -16,7 +16,7 @@ from pytest_nsbox.policy.spec import Spec
 
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.kept import Kept
@@ -138,12 +138,23 @@ class Run:
             from pytest_nsbox import doctor
 
             self._notes += doctor.settle(resolved.specs, self._settings)
+        self._notes += self._told_of_benchmarks(resolved.specs)
         self._wanted = any(spec is not None for spec in resolved.specs.values())
         shows_limits = any(spec is not None and spec.proc == "limits" for spec in resolved.specs.values())
         if shows_limits and not self._is_worker and not session.config.option.collectonly:
             from pytest_nsbox import sysinfo
 
             self._notes += sysinfo.notes()
+
+    def _told_of_benchmarks(self, specs: Mapping[pytest.Item, Spec | None]) -> list[str]:
+        """A note where pytest-benchmark would show less than the user expects, and not say why."""
+        plugin = self._config.pluginmanager
+        if not plugin.hasplugin("benchmark") or getattr(self._config.option, "benchmark_disable", False):
+            return []
+        boxed = [item for item, spec in specs.items() if spec is not None]
+        found = sum("benchmark" in getattr(item, "fixturenames", ()) for item in boxed)
+        text = f"sandbox: {found} benchmarks run in boxes, where pytest-benchmark cannot collect their figures; "
+        return [f"{text}mark them with @pytest.mark.sandbox(False)"] if found else []
 
     # --- the run
 

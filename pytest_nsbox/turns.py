@@ -112,7 +112,7 @@ class Turns:
             keywords=list(attempt.keywords),
             attributes=dict(plain_attributes(item)),
             timeout=timeout,
-            line=output.terminal_line(self._config),
+            terminal=output.terminal_state(self._config),
         )
         self._boxes.make_next()
         return attempt

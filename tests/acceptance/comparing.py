@@ -59,6 +59,25 @@ class Recorded:
         return shown(self.result.outlines, self.path)
 
 
+def write_suite(files: Mapping[str, str | Path], where: Path) -> Path:
+    """Make the directory of a suite below ``where``: file name -> text, or a file of the zoo."""
+    directory = where / "suite"
+    for name, content in {**files, "recorder.py": ZOO.parent / "recorder.py"}.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copy(content, target)
+        else:
+            target.write_text(textwrap.dedent(content), encoding="utf-8")
+    return directory
+
+
+def read_events(record: Path, directory: Path) -> list[Event]:
+    """What the recorder wrote down, made comparable."""
+    lines = record.read_text(encoding="utf-8").splitlines()
+    return [made_equal(json.loads(line), directory) for line in lines]
+
+
 _SHARED: dict[str, Recorded] = {}
 
 
@@ -82,15 +101,7 @@ class Runs:
 
     def write(self, files: Mapping[str, str | Path], where: str) -> Path:
         """Make the suite's directory: file name -> text, or a file of the zoo."""
-        directory = self.pytester.path / where / "suite"
-        for name, content in {**files, "recorder.py": ZOO.parent / "recorder.py"}.items():
-            target = directory / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copy(content, target)
-            else:
-                target.write_text(textwrap.dedent(content), encoding="utf-8")
-        return directory
+        return write_suite(files, self.pytester.path / where)
 
     def run(self, directory: Path, *args: str | os.PathLike[str], boxed: bool = True, timeout: float = 60) -> Recorded:
         """Run pytest in a directory made by `write`, in boxes or without the plugin."""
@@ -108,13 +119,7 @@ class Runs:
             result = self.pytester.runpytest_subprocess(*ours, "-p", "recorder", *args, timeout=timeout)
         finally:
             os.chdir(before)
-        events = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-        return Recorded(
-            result,
-            directory,
-            [made_equal(event, directory) for event in events],
-            log.read_text(encoding="utf-8").splitlines(),
-        )
+        return Recorded(result, directory, read_events(record, directory), log.read_text(encoding="utf-8").splitlines())
 
     def once(self, name: str, files: Mapping[str, str | Path], *args: str, timeout: float = 120) -> Recorded:
         """A boxed run that all tests of this process share: the first that asks runs it."""
@@ -203,8 +208,9 @@ def made_equal(value: Any, directory: Path) -> Any:
         value = re.sub(rf"{re.escape(str(directory.parent.parent))}/(plain|boxed)", "<run>", value)
         value = re.sub(r"\S*/runpytest-\d+(/popen-gw\d+)?", "<basetemp>", value)
         value = re.sub(r"\S*pluggy/_\w+\.py:\d+: in __call__\n.*\n", "", value)  # in pytest's own traceback
-        value = value.replace(", sandbox,", ",")  # in pytest's list of available fixtures
-        return re.sub(r"0x[0-9a-f]{6,}", "0x<address>", value)
+        value = re.sub(r", (nsbox|nsbox_session|sandbox)(?=,)", "", value)  # in pytest's list of available fixtures
+        value = re.sub(r" in \d+\.\d\ds (=+)", r" in <seconds> \1", value)  # of a pytest that a test runs
+        return re.sub(r"\b0x[0-9a-f]{6,}|(?<=id=')\d{9,}", "0x<address>", value)
     if isinstance(value, list):
         return [made_equal(element, directory) for element in value]
     if isinstance(value, dict):
@@ -220,7 +226,11 @@ def shown(lines: Sequence[str], directory: Path) -> list[str]:
     kept: list[str] = []
     ours = False
     for line in lines:
-        ruler = re.fullmatch(r"[=!]+ (.*?) [=!]+", re.sub(r"\x1b\[[0-9;]*m", "", line))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+        if ours and re.match(r"\d+ tests? in boxes", plain):
+            ours = False  # that is the last line of our section
+            continue
+        ruler = re.fullmatch(r"[=!]+ (.*?) [=!]+", plain)
         if ruler:
             ours = ruler[1].startswith("sandbox")
             text = f"== {re.sub(r' in [0-9.]+s.*', '', ruler[1])} =="

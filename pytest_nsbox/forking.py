@@ -40,10 +40,18 @@ class _Handlers:
 
     def _after_in_child(self) -> None:
         in_child, self._in_child = self._in_child, None
-        if in_child is not None:
-            in_child()
+        if in_child is None:
+            return
+        if self._box is not None and self._box.after_fork_in_child():
+            # Python repaired its state for the process in between.
+            threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # as Thread's own handler does
+        in_child()
 
     def fork(self, box: Box, in_child: Callable[[], None]) -> int:
+        pid = self._fork(box, in_child)
+        return box.child_of(pid) if pid else 0
+
+    def _fork(self, box: Box, in_child: Callable[[], None]) -> int:
         self._box, self._in_child = box, in_child
         try:
             if sys.version_info >= (3, 12) and threading.active_count() > 1:

@@ -64,8 +64,9 @@ def parse_mounts(mountinfo: str, cgroup: str) -> list[Mount]:
         head, _, tail = line.partition(" - ")
         root, point = (_unescape(field) for field in head.split(" ")[3:5])
         kind, _, options = tail.split(" ", 2)
-        # The last mount on a point hides those before it, of whatever kind.
-        mounts.pop(point, None)
+        # The last mount on a point hides those before it on that point and below, of whatever kind.
+        for hidden in [other for other in mounts if other == point or (point != "/" and other.startswith(point + "/"))]:
+            del mounts[hidden]
         if kind == "cgroup2":
             mounts[point] = Mount(2, point, root, own.get("", "/"), frozenset())
         elif kind == "cgroup":
@@ -191,7 +192,7 @@ def _hierarchies(mounts: list[Mount], parent: str | None) -> list[cgroup_v1.Hier
             continue
         base = mount.point if parts is not None else mount.own_path() or mount.point
         view = mount.point.rpartition("/")[2]
-        found.append(cgroup_v1.Hierarchy(mount.controllers, view, base, parts or ()))
+        found.append(cgroup_v1.Hierarchy(mount.controllers, view, base, parts or (), point=mount.point))
     return found
 
 

@@ -69,7 +69,8 @@ class Group:
 
     def make(self) -> None:
         try:
-            self.files.mkdir(self.path)
+            # Whatever the umask is: nobody else may make groups in it.
+            self.files.mkdir(self.path, 0o755)
         except OSError as error:
             raise _kernel_error("mkdir", self.path, error) from None
 

@@ -9,6 +9,7 @@ Source: cgroups(7), Documentation/admin-guide/cgroup-v1/.
 from __future__ import annotations
 
 import errno
+import os
 
 from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
@@ -50,13 +51,22 @@ class Hierarchy:
     base     the parent of sessions: the own group of this process, or the mount's root
     parents  names of groups below `base` that are made if they are missing (the cgroup parent that the user named)
     door     the file through which a process goes into a group
+    point    the mount point
     """
 
-    __slots__ = ("base", "controllers", "door", "group", "parents", "view")
+    __slots__ = ("base", "controllers", "door", "group", "parents", "point", "view")
 
     def __init__(
-        self, controllers: frozenset[str], view: str, base: str, parents: tuple[str, ...], door: str = "tasks"
+        self,
+        controllers: frozenset[str],
+        view: str,
+        base: str,
+        parents: tuple[str, ...],
+        door: str = "tasks",
+        *,
+        point: str = "",
     ) -> None:
+        self.point = point or base
         self.controllers = controllers
         self.view = view
         self.base = base
@@ -118,6 +128,7 @@ class SessionV1(Session):
     ) -> None:
         super().__init__(name, files)
         self.controllers = frozenset().union(*(h.controllers for h in hierarchies))
+        self._all = tuple(hierarchies)
         self._hierarchies = list(hierarchies)
         self._always: list[Hierarchy] = []
         try:
@@ -134,6 +145,10 @@ class SessionV1(Session):
         for controller in asked:
             self.require(controller)
         asked |= counted & self.controllers
+        for hierarchy in [h for h in self._hierarchies if h.group is None and h.controllers & asked]:
+            self._join_or_drop(hierarchy)
+        for write in writes:
+            self.require(write.controller)
         joined = [h for h in self._hierarchies if h in self._always or h.controllers & asked]
         groups = [(h, h.join(self.name, self.files).child(box)) for h in joined]
         by_controller = {controller: group for h, group in groups for controller in h.controllers}
@@ -176,12 +191,16 @@ class SessionV1(Session):
                 raise
             self._hierarchies.remove(hierarchy)
             self.controllers -= hierarchy.controllers
+            if error.errno == errno.EROFS:
+                advice = "mount it read-write: mount -o remount,rw, or docker run --privileged"
+            elif os.geteuid() == 0:
+                advice = "name a group that may be written to: --sandbox-cgroup-parent"
+            else:
+                from pytest_nsbox.kernel.cgroup_delegation import delegating_command
+
+                advice = delegating_command(self._all, os.geteuid())
             for controller in hierarchy.controllers:
-                self.problems[controller] = (
-                    f"{error}; mount it read-write: mount -o remount,rw, or docker run --privileged"
-                    if error.errno == errno.EROFS
-                    else f"{error}; run as root, or name a group that this user owns: --sandbox-cgroup-parent"
-                )
+                self.problems[controller] = f"{error}; {advice}"
 
 
 def _count_nested_groups(hierarchy: Hierarchy, group: Group) -> None:

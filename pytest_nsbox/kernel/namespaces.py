@@ -81,6 +81,11 @@ def read_id_map(pid: int | str = "self", name: str = "uid_map") -> tuple[tuple[i
         )
 
 
+def is_mapped(number: int, name: str = "uid_map") -> bool:
+    """Say if our user namespace has the user (or, `name` "gid_map", group) `number`."""
+    return any(inside <= number < inside + count for inside, _, count in read_id_map(name=name))
+
+
 def set_clock_offsets(monotonic: float, boottime: float) -> None:
     """Set the offsets (seconds) of the time namespace that our next children will be in. It must have no member yet."""
     lines = []

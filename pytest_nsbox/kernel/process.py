@@ -15,6 +15,7 @@ from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import KernelError
 
 _CLONE_PIDFD = 0x00001000
+_CLONE_PARENT = 0x00008000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
@@ -24,6 +25,7 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
 
 CAP_SYS_ADMIN = 21
+_CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 
 
 def clone3(flags: int) -> tuple[int, int]:
@@ -39,6 +41,15 @@ def clone3(flags: int) -> tuple[int, int]:
     if pid == 0:
         return 0, -1
     return pid, pidfd.word()
+
+
+def fork_sibling() -> int:
+    """Fork, the new process a child of our own parent and born in the pid namespace that our children go to; return its
+    pid, in it 0. What holds for the child of `clone3` holds here, except that it may live on as an ordinary process.
+    """
+    # The exit signal is ours: the kernel wants none with this flag.
+    arguments = struct.pack("=8Q", _CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0)
+    return libc.syscall("clone3", "sibling", libc.SYS_CLONE3, arguments, len(arguments))
 
 
 def kill(pidfd: int) -> None:
@@ -106,12 +117,18 @@ def has_capability(number: int) -> bool:
     return False
 
 
+def drop_capabilities() -> None:
+    """Give up every capability, as an ordinary user has none."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    libc.call("capset", "none", header, bytes(24))
+
+
 class Capabilities:
     """The capability sets of this thread as they were when this was made, to be put back after a change of ids."""
 
     def __init__(self) -> None:
-        # _LINUX_CAPABILITY_VERSION_3, pid 0 = this thread; two words each of effective, permitted, inheritable.
-        self._header = struct.pack("=Ii", 0x20080522, 0)
+        # pid 0 = this thread; two words each of effective, permitted, inheritable.
+        self._header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
         self._data = libc.Buffer(bytes(24))
         libc.call("capget", "self", self._header, self._data.address)
 

@@ -50,22 +50,28 @@ class HostMount:
     number     names its clone in the session's directory
     writable   whether a copy-on-write layer goes on top; else it is bound read-only
     directory  or a single file
+    mode, owner  of that directory: an overlay's own top has those of its upper layer
     """
 
     number: int
     target: str
     writable: bool
     directory: bool = True
+    mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
 
 
 @keyword_record
 class HostFacts:
     """What a plan needs to know of the host.
 
-    mode     "shifted" (host id 0 is not mapped into boxes) or "nested" (we are in a box ourselves)
+    mode     "shifted" (host id 0 is not mapped into boxes), "nested" (we are in a box ourselves) or "rootless" (we
+             are an ordinary user)
     mounts   those to be shown in boxes, "/" first
     time_ns  whether the kernel has time namespaces
     passwd, group  texts of those files of /etc
+    ids      our own uid and gid
+    tty_group  whether boxes have group 5
     """
 
     mode: str = "shifted"
@@ -73,6 +79,8 @@ class HostFacts:
     time_ns: bool = True
     passwd: str = ""
     group: str = ""
+    ids: tuple[int, int] = (0, 0)
+    tty_group: bool = True
 
 
 @record
@@ -251,6 +259,7 @@ class Plan:
     counted   cgroup controllers whose counts are wanted, without a limit
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
     image     whether the root is an image
+    ids       rootless: what our own uid and gid are called in the box
     """
 
     tree: tuple[TreeOp, ...]
@@ -266,6 +275,7 @@ class Plan:
     live: bool = False
     counted: frozenset[str] = frozenset()
     image: bool = False
+    ids: tuple[int, int] | None = None
 
     def sources(self) -> set[tuple[str, str]]:
         """Return (kind, source) of everything that is bound."""
@@ -279,6 +289,11 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     own_net = spec.net == "none"
     if spec.clock and not host.time_ns:
         raise BoxFailed("clock: this kernel has no time namespaces (CONFIG_TIME_NS, Linux 5.6)")
+    rootless = host.mode == "rootless"
+    if rootless and spec.privileged:
+        raise BoxFailed("privileged: an ordinary user has no rights to leave to a box: run pytest as root")
+    if rootless and image is not None:
+        raise BoxFailed("rootfs: boxes with an image for a root are made by root alone: run pytest as root")
     names = image or host
     user = find_user(spec.user, names.passwd, names.group) if spec.user is not None else None
     layers = _host_layers(host) if image is None else _image_layers(image)
@@ -315,11 +330,12 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
         privileged=spec.privileged,
         sockets=not own_net and image is None,
         reusable=spec.disk is None and not spec.tmpfs and not spec.privileged,
-        user=(user.uid, user.gid) if user is not None and user.uid != 0 else None,
+        user=(user.uid, user.gid) if user is not None and user.uid != 0 and not rootless else None,
         limited=any(limit is not None for limit in (spec.cpu, spec.cpuset, spec.mem)),
         live=live,
         counted=frozenset({"blkio", "io"}) if live else frozenset(),
         image=image is not None,
+        ids=((user.uid, user.gid) if user is not None else host.ids) if rootless else None,
     )
 
 
@@ -370,7 +386,7 @@ def _image_files(spec: Spec, image: ImageFacts) -> list[TreeOp]:
 
 def _devices(host: HostFacts) -> list[TreeOp]:
     made: list[TreeOp] = [MountTmpfs("/dev", None, 0o755, devices=True)]
-    made += [BindDevice(device[0]) if host.mode == "nested" else MakeDevice(*device) for device in DEVICES]
+    made += [MakeDevice(*device) if host.mode == "shifted" else BindDevice(device[0]) for device in DEVICES]
     made += [MakeLink(*link) for link in DEVICE_LINKS]
     made += [MakeDirectory("pts", 0o755), MakeDirectory("mqueue", 0o1777), MakeDirectory("shm", 0o1777)]
     return made
@@ -389,7 +405,8 @@ def _init(spec: Spec, host: HostFacts, *, own_net: bool) -> list[InitOp]:
         ops.append(SetClocks(clocks.get("monotonic", 0.0), clocks.get("boottime", None if own_uptime else 0.0)))
     ops.append(MountOwn("proc", "/proc"))
     # Group 5 is tty wherever it has a fixed number; the slave's owner is who opened it, grantpt(3).
-    ops.append(MountOwn("devpts", "/dev/pts", (("mode", "620"), ("gid", "5"), ("ptmxmode", "666"))))
+    tty: tuple[tuple[str, str | None], ...] = (("gid", "5"),) if host.tty_group else ()
+    ops.append(MountOwn("devpts", "/dev/pts", (("mode", "620"), *tty, ("ptmxmode", "666"))))
     ops.append(MountOwn("mqueue", "/dev/mqueue"))
     if own_net:
         ops.append(MountOwn("sysfs", "/sys", readonly=True))

@@ -125,7 +125,7 @@ class _Finder:
 
         try:
             namespaces.setns(box.pidfd, box.namespaces & (namespaces.NEWUSER | namespaces.NEWNS))
-            if box.namespaces & namespaces.NEWUSER:
+            if box.namespaces & namespaces.NEWUSER and box.tree.plan.ids is None:
                 process.become(0, 0)
             process.die_with_parent()
         except KernelError as error:

@@ -96,7 +96,7 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
             undo.add(box.view.close)
         _clone(session, box, undo)
         if box.namespaces & namespaces.NEWUSER:
-            session.doors.write_maps(box.pid, *session.maps)
+            session.doors.write_maps(box.pid, *session.maps_of(plan))
         os.write(box.control, init.GO)
     except BaseException:
         undo.run()

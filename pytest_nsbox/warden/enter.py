@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from pytest_nsbox.kernel import files, namespaces
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.warden.tree import make_mount_point
 
 TYPE_CHECKING = False
@@ -53,3 +54,24 @@ def bind_late(session: Session, box: Box, paths: Iterable[str]) -> None:
     finally:
         for fd in (home, here, *(clone for _, clone, _ in clones)):
             os.close(fd)
+
+
+def kill_all(box: Box) -> None:
+    """Kill every process of `box` but its init. Raises KernelError."""
+    if box.node.views:
+        box.node.kill()
+        return
+    # There are no cgroups to find them by.
+    child = os.fork()
+    if child == 0:
+        try:
+            namespaces.setns(box.pidfd, namespaces.NEWPID)
+            inside = os.fork()
+            if inside == 0:
+                # All that it may signal, less itself and process 1: kill(2).
+                os.kill(-1, signal.SIGKILL)
+                os._exit(0)
+            os.waitpid(inside, 0)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)

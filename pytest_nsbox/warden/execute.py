@@ -112,7 +112,7 @@ class Spawner:
                 _enter(box, program.spec, screens)
                 _take_streams(fds)
                 failure = 3
-                _execute(program, self._files)
+                _execute(program, self._files, box.tree.plan.ids)
             except KernelError as error:
                 report = (error.call, error.target[:1000], error.errno)
             except BoxFailed as error:
@@ -140,7 +140,7 @@ def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
     if box.clock >= 0:
         namespaces.setns(box.clock, namespaces.NEWTIME)
     namespaces.unshare(namespaces.NEWCGROUP)
-    if box.namespaces & namespaces.NEWUSER:
+    if box.namespaces & namespaces.NEWUSER and box.tree.plan.ids is None:
         process.become(0, 0)
     if box.view is not None:
         from pytest_nsbox.warden import viewed
@@ -156,7 +156,9 @@ def _attach(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
             os.write(fd, b"0")
         except OSError as error:
             # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2.
-            if fd not in screens or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            # An ordinary user's stays where the group above both is not the user's.
+            denied = error.errno == errno.EACCES and box.tree.plan.ids is not None
+            if fd not in screens or not (denied or error.errno in (errno.EINVAL, errno.EOPNOTSUPP)):
                 raise KernelError("attach", f"cgroup of {box.name}", error.errno or 0) from None
     if cpus is not None and os.sched_getaffinity(0) != cpus:
         os.sched_setaffinity(0, cpus)
@@ -181,11 +183,15 @@ def _above(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 4)
 
 
-def _execute(program: Program, files: tuple[int, int]) -> NoReturn:
+def _execute(program: Program, files: tuple[int, int], ids: tuple[int, int] | None) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
     ulimits.set_all(program.spec)
     user = find_user(program.user or "0", _text_of("/etc/passwd"), _text_of("/etc/group"))
-    if program.user is not None:
+    if ids is not None:
+        # The box was made with this user.
+        if ids[0] != 0:
+            process.drop_capabilities()
+    elif program.user is not None:
         process.become(user.uid, user.gid, user.groups)
     workdir = program.workdir or "/"
     try:

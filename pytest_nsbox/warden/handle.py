@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.warden.client import Warden
+    from pytest_nsbox.warden.second_fork import SecondFork
 
 
 @record
@@ -55,6 +56,9 @@ class Box:
         self.timens = fds[-1] if made.clock else None
         self.attach = fds[1:-1] if made.clock else fds[1:]
         self._namespaces = made.namespaces
+        self._ids = tuple(made.ids) or None
+        self._second_fork: SecondFork | None = None
+        self._failure: KernelError | None = None
         self._warden = warden
         self._cwd: str | None = None
         self._releasing: int | None = None
@@ -68,18 +72,37 @@ class Box:
         """Make our next child be born in the box's pid namespace. No thread may be started until
         `after_fork_in_parent`.
         """
-        namespaces.setns(self.pidfd, namespaces.NEWPID)
+        if self._ids is None:
+            namespaces.setns(self.pidfd, namespaces.NEWPID)
+            return
+        from pytest_nsbox.warden.second_fork import SecondFork
+
+        self._second_fork = SecondFork(self.pidfd)
 
     def after_fork_in_parent(self) -> None:
         """Have our children in our own pid namespace again."""
-        namespaces.setns(self._warden.own_pid_namespace(), namespaces.NEWPID)
+        if self._ids is None:
+            namespaces.setns(self._warden.own_pid_namespace(), namespaces.NEWPID)
+
+    def after_fork_in_child(self) -> bool:
+        """Return in the process that is to call `enter`; say if it is another one than was forked."""
+        if self._second_fork is None:
+            return False
+        self._failure = self._second_fork.in_child()
+        return self._failure is None
+
+    def child_of(self, forked: int) -> int:
+        """After `after_fork_in_parent`: return the pid of who goes into the box, given the forked one's."""
+        return forked if self._second_fork is None else self._second_fork.in_parent(forked)
 
     def enter(self) -> None:
         """In the forked child, while it has one thread: go into the box. Raises KernelError; then the child must end.
 
-        Closes every descriptor of the warden's. Afterwards the process is root of the box, and its working directory
-        the box's "/".
+        Closes every descriptor of the warden's. Afterwards the process is root of the box (rootless: the plan's user),
+        and its working directory the box's "/".
         """
+        if self._failure is not None:
+            raise self._failure
         self._cwd = _working_directory()
         self._go_behind_screens()
         for fd in self.attach:
@@ -91,11 +114,12 @@ class Box:
         if self._namespaces & namespaces.NEWUSER:
             # As the host's root still, whose quota of keys is large.
             process.leave_session_keyring()
-        namespaces.setns(self.pidfd, self._namespaces & ~namespaces.NEWPID)
+        entered = namespaces.NEWPID if self._ids is None else namespaces.NEWPID | namespaces.NEWUSER
+        namespaces.setns(self.pidfd, self._namespaces & ~entered)
         if self.timens is not None:
             namespaces.setns(self.timens, namespaces.NEWTIME)
         namespaces.unshare(namespaces.NEWCGROUP)
-        if self._namespaces & namespaces.NEWUSER:
+        if self._namespaces & ~entered & namespaces.NEWUSER:
             process.become(0, 0)
             # Taken away by the change of ids; without it the test could not read its own /proc/self.
             process.set_dumpable(dumpable=True)
@@ -106,6 +130,8 @@ class Box:
 
             line, self._line = self._line, -1
             viewed.settle(self._cpus, line)
+        if self._ids is not None and self._ids[0] != 0:
+            process.drop_capabilities()
         self._close_fds()
         self._warden.close_in_child()
 
@@ -117,8 +143,10 @@ class Box:
             try:
                 os.write(fd, b"0")
             except OSError as error:
-                # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2.
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2; an
+                # ordinary user's where the group above both is not the user's.
+                denied = error.errno == errno.EACCES and self._ids is not None
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP) and not denied:
                     raise KernelError("attach", "the session's cgroups", error.errno or 0) from None
         if cpus is not None and os.sched_getaffinity(0) != cpus:
             os.sched_setaffinity(0, cpus)
@@ -127,7 +155,7 @@ class Box:
         """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""
         ulimits.set_all(self.spec)
         self._change_directory()
-        if self.spec.user is not None:
+        if self.spec.user is not None and self._ids is None:
             user = find_user(self.spec.user, _text_of("/etc/passwd"), _text_of("/etc/group"))
             process.become(user.uid, user.gid, user.groups)
             process.set_dumpable(dumpable=True)

@@ -31,23 +31,29 @@ class Host:
         self._user_namespaces = user_namespaces
         self._plain = False
         self.mounts: tuple[HostMount, ...] = ()
+        # Rootless: directories that layers begin with, by number of the mount (`warden.frame`).
+        self.passages: dict[int, dict[str, int]] = {}
 
     def clone(self) -> None:
         """Clone what boxes show to host/<n>."""
         shown: list[HostMount] = []
         for mount in self._seen:
             own = mount.target != "/" and any(is_within(mount.target, place) for place in OWN)
-            if not own and mount.fstype != "autofs" and os.path.exists(mount.target):
-                shown.append(self._clone_one(len(shown), mount))
+            if own or mount.fstype == "autofs" or not os.path.exists(mount.target):
+                continue
+            source = self._bare(mount)
+            if source is not None:
+                shown.append(self._clone_one(len(shown), mount, source))
+            else:
+                shown += self._clone_pieces(len(shown), mount)
         self.mounts = tuple(shown)
 
-    def _clone_one(self, number: int, mount: Mounted) -> HostMount:
+    def _clone_one(self, number: int, mount: Mounted, source: str) -> HostMount:
         directory = os.path.isdir(mount.target)
         writable = directory and not (mount.readonly or mount.pseudo)
         place = f"host/{number}"
         (self._doors.make_directory if directory else self._doors.make_file)(place)
         attributes = NODEV if writable else NODEV | RDONLY
-        source = self._bare(mount)
         if self._mode == "shifted":
             try:
                 self.attach_clone(source, place, attributes, shifted=True)
@@ -60,13 +66,22 @@ class Host:
                         "boxes need Linux 5.19 and a root on ext4, xfs, btrfs, f2fs or tmpfs"
                     ) from None
             else:
-                return HostMount(number, mount.target, writable, directory)
+                at = os.stat(source)
+                owner = (at.st_uid, at.st_gid)
+                return HostMount(number, mount.target, writable, directory, stat.S_IMODE(at.st_mode), owner)
         # Where a file system cannot be shifted, root's files look as nobody's; who may read them still may.
         self.attach_clone(source, place, attributes)
-        return HostMount(number, mount.target, writable, directory)
+        return HostMount(number, mount.target, writable, directory, self._mode_of(source))
 
-    def _bare(self, mount: Mounted) -> str:
-        """Return where `mount` can be cloned without what is mounted on it.
+    def _mode_of(self, path: str) -> int:
+        if self._mode != "rootless":
+            return stat.S_IMODE(os.stat(path).st_mode)
+        from pytest_nsbox.warden.frame import mode_for_us
+
+        return mode_for_us(path)
+
+    def _bare(self, mount: Mounted) -> str | None:
+        """Return where `mount` can be cloned without what is mounted on it, or None if it cannot.
 
         Inside a user namespace the kernel refuses that for mounts that hide something; boxes show theirs once more.
         """
@@ -76,10 +91,39 @@ class Host:
         for other in self._seen:
             if is_within(other.target, LOWER) and (other.device, other.root) == (mount.device, mount.root):
                 return other.target
-        raise BoxFailed(
-            f"a box in this container is not possible: {mount.target} lies under mounts that cannot be taken off "
-            "(boxes within boxes work where the outer one has no volumes and no tmpfs)"
-        )
+        try:
+            os.close(self._doors.clone_tree(mount.target))
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return None
+        return mount.target
+
+    def _clone_pieces(self, first: int, mount: Mounted) -> list[HostMount]:
+        from pytest_nsbox.warden.frame import take_apart
+
+        if not os.path.isdir("scratch/frames"):
+            self._doors.make_directory("scratch/frames")
+        shown = []
+        for number, piece in enumerate(
+            take_apart(mount.target, "scratch/frames", (other.target for other in self._seen)), first
+        ):
+            directory = os.path.isdir(piece.target)
+            place = f"host/{number}"
+            (self._doors.make_directory if directory else self._doors.make_file)(place)
+            writable = piece.writable and not (mount.readonly or mount.pseudo)
+            self.attach_clone(piece.frame or piece.target, place, NODEV if writable else NODEV | RDONLY)
+            shown.append(HostMount(number, piece.target, writable, directory, self._mode_of(piece.target)))
+        return shown
+
+    def find_passages(self, places: tuple[str, ...]) -> None:
+        """Find what an ordinary user's layers must begin with, given `places` that tests are likely to write in."""
+        from pytest_nsbox.warden.frame import find_passages
+
+        targets = frozenset(mount.target for mount in self.mounts) | frozenset(OWN)
+        for mount in self.mounts:
+            if mount.writable:
+                self.passages[mount.number] = find_passages(mount.target, places, targets)
 
     def clone_plain(self) -> None:
         """Clone the same to plain/<n> with ids as they are, at the first privileged box."""
@@ -125,11 +169,11 @@ class Host:
             # Who may connect anyhow still may.
             return self._clone_source(source, attributes, None, recursive=False)
         raise BoxFailed(
-            f"{source}: its file system ({self._fstype(source)}) cannot show the ids of a box (tmpfs can "
+            f"{source}: its file system ({self.fstype(source)}) cannot show the ids of a box (tmpfs can "
             "since Linux 6.3): keep it on another one, or use privileged=True"
         )
 
-    def _fstype(self, path: str) -> str:
+    def fstype(self, path: str) -> str:
         """Return the type of the file system that `path` lies on."""
         within = [mount for mount in self._seen if is_within(path, mount.target)]
         return max(within, key=lambda mount: len(mount.target)).fstype if within else "unknown"

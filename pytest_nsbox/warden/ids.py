@@ -2,6 +2,8 @@
 
 Shifted: root in a box is an id on the host that nothing else uses, and host id 0 has no name in it; so plain ownership
 by root opens nothing. Nested: inside a box (or another container) only its own ids exist, and a box in it has the same.
+Rootless: an ordinary user is in a box who it is outside, or who `user=` names; files of the host that belong to others
+look as nobody's (see `warden.rootless`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import os
 
 from pytest_nsbox.kernel import namespaces, process
-from pytest_nsbox.policy.errors import BoxFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,26 +24,48 @@ _ALL = ((0, 0, 4294967295),)
 
 
 def find_mode() -> str:
-    """Return "shifted" or "nested", by who we are. Raises BoxFailed for who cannot make boxes, with what would help."""
-    if os.geteuid() != 0:
-        raise BoxFailed("boxes need root, and this is an ordinary user: run pytest as root")
-    if not process.has_capability(process.CAP_SYS_ADMIN):
-        raise BoxFailed(
-            "boxes need CAP_SYS_ADMIN, which root does not have here: start the container with it (--privileged)"
-        )
+    """Return "shifted", "nested" or "rootless", by who we are."""
+    if os.geteuid() != 0 or not process.has_capability(process.CAP_SYS_ADMIN):
+        return "rootless"
     return "shifted" if namespaces.read_id_map() == _ALL else "nested"
 
 
-def box_maps(mode: str) -> tuple[str, str]:
-    """Return what is written to uid_map and gid_map of a box's user namespace."""
+def box_maps(mode: str, user: tuple[int, int] | None = None) -> tuple[str, str]:
+    """Return what is written to uid_map and gid_map of a box's user namespace.
+
+    user  rootless: (uid, gid) that our own ids are shown as
+    """
     if mode == "shifted":
         return SHIFT_MAP, SHIFT_MAP
-    return _identity("uid_map"), _identity("gid_map")
+    if user is None:
+        return _identity("uid_map"), _identity("gid_map")
+    uid, gid = user
+    return (
+        rootless_map(namespaces.read_id_map(), os.geteuid(), uid),
+        rootless_map(namespaces.read_id_map(name="gid_map"), os.getegid(), gid),
+    )
 
 
 def _identity(name: str) -> str:
     rows = namespaces.read_id_map(name=name)
     return "".join(f"{inside} {inside} {count}\n" for inside, _, count in rows)
+
+
+def rootless_map(ours: tuple[tuple[int, int, int], ...], own: int, shown: int) -> str:
+    """Return an id map that shows id `own` as `shown`, and the other way round if we have both; `ours` is our own map.
+
+    All others that we have stay what they are.
+    """
+    rows = [(shown, own, 1)]
+    if shown != own and any(first <= shown < first + count for first, _, count in ours):
+        rows.append((own, shown, 1))
+    low, high = sorted((own, shown))
+    for first, _, count in ours:
+        for start, end in ((0, low), (low + 1, high), (high + 1, 1 << 32)):
+            begin, stop = max(start, first), min(end, first + count)
+            if begin < stop:
+                rows.append((begin, begin, stop - begin))
+    return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in rows)
 
 
 def swap_map(number: int) -> str:

@@ -137,6 +137,7 @@ class Made:
 
     namespaces  flags for setns
     bound       host paths (sockets, shared paths) that were bound when it was made, each with device and inode
+    ids         rootless: what our own uid and gid are called in it; else nothing
     sockets     whether the box reaches the host's unix sockets at all
     cpus        what it is to run on, where /proc speaks of its limits
     """
@@ -147,6 +148,7 @@ class Made:
     namespaces: int
     clock: bool
     bound: Mapping[str, Sequence[int]]
+    ids: tuple[int, ...]
     sockets: bool
     cpus: tuple[int, ...]
     screens: int

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 # How long boxes may take to die when everything ends: a process in an uninterruptible wait can take for ever.
 _PATIENCE = 10.0
 _MOST_WASTE = 12
-
 COLLECT_EVERY = 64  # boxes
 
 
@@ -233,6 +232,7 @@ class Server:
             box.namespaces,
             box.clock >= 0,
             box.tree.bound,
+            box.tree.plan.ids or (),
             box.tree.plan.sockets,
             view.cpus if view is not None else (),
             len(screens),
@@ -265,7 +265,7 @@ class Server:
         self.channel.send(m.Done(request.number))
 
     def _kill(self, request: m.Kill) -> None:
-        self._box(request).node.kill()
+        enter.kill_all(self._box(request))
         self.channel.send(m.Done(request.number))
 
     def _release(self, request: m.Release) -> None:

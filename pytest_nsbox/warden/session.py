@@ -6,6 +6,7 @@ to the kernel depends on what the user's temporary directory is called):
 
     lock        held with flock as long as the warden lives; tells a later session which cgroups to sweep
     scratch/    layers/<tree>/<mount>/{upper,work}
+                frames/<n>: what stands for a directory of the host that cannot be shown in one piece (`warden.frame`)
     host/<n>    mount number n of the host, with host id 0 shown as the id that is root in boxes
     plain/<n>   the same as it is, for privileged boxes
     volumes/    named volumes
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.late import Late
     from pytest_nsbox.warden.views import Views
 
+_TTY = 5  # the group of terminals, wherever it has a fixed number
+
 
 # The number of the init that tells which pages it wrote to: the first ones still meet what is done only once.
 _LEARN_FROM = 3
@@ -58,7 +61,8 @@ class Session:
         self._user_namespaces = UserNamespaces(doors)
         self.layers = directory.LAYERS
         self.mode = ""
-        self.maps = ("", "")
+        # What boxes' uid_map and gid_map are, by what our own ids are called in them.
+        self.maps: dict[tuple[int, int] | None, tuple[str, str]] = {}
         self.host = Host(doors, "", (), self._user_namespaces)
         self.facts = HostFacts()
         self.cgroups: CgroupSession | None = None
@@ -77,9 +81,17 @@ class Session:
     def open(self) -> None:
         """Make all of it. Raises KernelError or BoxFailed."""
         self.mode = find_mode()
-        self.maps = box_maps(self.mode)
+        here = home = ""
+        if self.mode == "rootless":
+            from pytest_nsbox.warden import rootless
+
+            here, home = rootless.find_places()
+            rootless.enter(self.doors)
+            self._capabilities = process.Capabilities()
+        else:
+            self.maps[None] = box_maps(self.mode)
+            self.doors.unshare(namespaces.NEWNS)
         os.umask(0)
-        self.doors.unshare(namespaces.NEWNS)
         self.doors.make_private("/")
         seen = visible(parse_mountinfo(read_mounts()))
         self._lock = directory.make(self.doors, self.directory, self.cgroup_parent)
@@ -87,6 +99,8 @@ class Session:
         self.host = Host(self.doors, self.mode, seen, self._user_namespaces)
         self._mount_base()
         self.host.clone()
+        if self.mode == "rootless":
+            self.host.find_passages(tuple(place for place in (here, home) if place))
         self._mount_layers()
         self.facts = HostFacts(
             mode=self.mode,
@@ -94,6 +108,8 @@ class Session:
             time_ns=os.path.exists("/proc/self/ns/time"),
             passwd=_read("/etc/passwd"),
             group=_read("/etc/group"),
+            ids=(os.geteuid(), os.getegid()),
+            tty_group=self.mode == "shifted" or namespaces.is_mapped(_TTY, "gid_map"),
         )
         # Now nothing below comes along when a volume is the whole temporary directory.
         self.doors.make_unbindable(".")
@@ -104,7 +120,7 @@ class Session:
     def _mount_layers(self) -> None:
         """Make mounts of the parts of our directory that other mounts are made from; those cannot be unbindable."""
         self.host.attach_clone("volumes", "volumes")
-        if self.mode == "shifted":
+        if self.mode == "shifted" or (self.mode == "rootless" and self.host.fstype(self.directory) != "overlay"):
             self.host.attach_clone(self.layers, self.layers)
             return
         # The root that we see is an overlay itself, and cannot hold the writable layer of another one.
@@ -157,9 +173,17 @@ class Session:
 
         An overlay mounted without this comes up read-only: host id 0 has no name on shifted layers (EOVERFLOW).
         """
+        if self.mode == "rootless":
+            return
         uid = SHIFTED_ROOT if shifted else 0
         self.doors.set_fs_ids(uid, uid)
         self._capabilities.restore()
+
+    def maps_of(self, plan: Plan) -> tuple[str, str]:
+        """Return uid_map and gid_map of a box of `plan`."""
+        if plan.ids not in self.maps:
+            self.maps[plan.ids] = box_maps(self.mode, plan.ids)
+        return self.maps[plan.ids]
 
     def take_screens(self) -> tuple[int, ...]:
         """Return the session's screens (`kernel.cgroup_node`), at the first call only."""

@@ -21,6 +21,7 @@ from pytest_nsbox.kernel import files
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.warden.ids import SHIFTED_ROOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.session import Session
 
     Listing = dict[str, tuple[int, ...]]
+
+_TOO_DEEP = (
+    "is an overlay on an overlay already, and the kernel stacks no more than two; "
+    "boxes work two deep, and one deep in a container whose own root is an overlay"
+)
 
 
 class Layer:
@@ -243,6 +249,8 @@ class _Builder:
         layer = f"{self.tree.scratch}/{number}"
         for name in ("", "/upper", "/work"):
             self.doors.make_directory(layer + name)
+        if not self.tree.plan.image:
+            self._be_like(self.session.host.mounts[number], f"{layer}/upper")
         options: list[tuple[str, str | None]] = [
             *lowers,
             ("upperdir", f"{layer}/upper"),
@@ -256,10 +264,27 @@ class _Builder:
         else:
             # All that the kernel lets root of a user namespace have.
             options.append(("userxattr", None))
-        mount = self.doors.new_mount("overlay", options, self.nodev, target)
+        try:
+            mount = self.doors.new_mount("overlay", options, self.nodev, target)
+        except KernelError as error:
+            if error.errno != errno.EINVAL or self.session.host.fstype(target) != "overlay":
+                raise
+            raise BoxFailed(f"{error}: {target} {_TOO_DEEP}") from None
         self.tree.overlays.append(mount)
         self.tree.layers.append(Layer(lower, target, layer))
         self.put(mount, target)
+
+    def _be_like(self, top: plans.HostMount, upper: str) -> None:
+        """Give the layer `upper` what the top of an overlay shows of itself, and what it must have from the start."""
+        if (top.mode, top.owner) != (0o755, (0, 0)):
+            if top.owner != (0, 0):
+                uid, gid = (SHIFTED_ROOT if number == 0 and self.shifted else number for number in top.owner)
+                files.attempt("chown", upper, os.chown, upper, uid, gid)
+            files.attempt("chmod", upper, os.chmod, upper, top.mode)
+        for name, mode in self.session.host.passages.get(top.number, {}).items():
+            self.doors.make_directory(f"{upper}/{name}")
+            files.attempt("chmod", name, os.chmod, f"{upper}/{name}", mode)
+            self.tree.made.add(f"{top.target.rstrip('/')}/{name}")
 
     def show(self, op: plans.ShowMount) -> None:
         self.put(
@@ -311,7 +336,8 @@ class _Builder:
         self.put(self.doors.clone_tree(f"/dev/{op.name}"), f"/dev/{op.name}", directory=False)
 
     def again(self, op: plans.ShowAgain) -> None:
-        mount = self.doors.clone_tree("", at=self.mounts[op.target])
+        whole = self.session.mode == "rootless" and op.target == "/sys"
+        mount = self.doors.clone_tree("", recursive=whole, at=self.mounts[op.target])
         self.put(mount, op.place)
 
     def link(self, op: plans.MakeLink) -> None:
@@ -321,9 +347,11 @@ class _Builder:
         self.doors.make_directory(op.name, op.mode, at=self.mounts["/dev"])
 
     def sysfs(self, op: plans.ShowSysfs) -> None:
-        mount = self.doors.clone_tree("base" if op.own else "/sys")
+        # What is mounted below cannot be left out by who did not mount it; the box's cgroups go on top.
+        whole = self.session.mode == "rootless" and not op.own
+        mount = self.doors.clone_tree("base" if op.own else "/sys", recursive=whole)
         self.put(mount, "/sys")
-        self.doors.set_attributes(mount, RDONLY | NOSUID | NODEV | NOEXEC, target="/sys")
+        self.doors.set_attributes(mount, RDONLY | NOSUID | NODEV | NOEXEC, recursive=whole, target="/sys")
 
     def readonly(self, op: plans.SetReadonly) -> None:
         self.doors.set_attributes(self.mounts[op.target], RDONLY, target=op.target)

@@ -73,8 +73,8 @@ class MadeUpFiles(cgroup_tree.Files):
         self.setxattr = self._setxattr  # type: ignore[assignment]
         self.getxattr = self._getxattr  # type: ignore[assignment]
 
-    def _mkdir(self, path: str) -> None:
-        os.mkdir(path)
+    def _mkdir(self, path: str, mode: int) -> None:
+        os.mkdir(path, mode)
         for name in self.names:
             Path(path, name).touch()
 

@@ -54,6 +54,7 @@ def fork_into(box: Box, function: Callable[[], T]) -> tuple[int, int]:
         try:
             os.close(reader)
             try:
+                box.after_fork_in_child()
                 box.enter()
                 box.apply_limits()
                 result: tuple[bool, object] = (True, function())
@@ -69,7 +70,7 @@ def fork_into(box: Box, function: Callable[[], T]) -> tuple[int, int]:
             os._exit(0)
     box.after_fork_in_parent()
     os.close(writer)
-    return pid, reader
+    return box.child_of(pid), reader
 
 
 def collect(pid: int, reader: int) -> Any:

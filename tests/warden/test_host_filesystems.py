@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import shutil
 import socket
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +15,7 @@ from pytest_nsbox.kernel import mount, namespaces
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.mounts import Volume
 from pytest_nsbox.policy.spec import Spec
-from pytest_nsbox.warden import client
-from pytest_nsbox.warden.client import Warden
-from tests.warden.boxes import config, in_a_process, run, run_for_usage, started
+from tests.warden.boxes import in_a_process, run, run_for_usage, started
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 
@@ -241,44 +235,3 @@ def test_sockets_of_other_filesystems_are_reached(tmp_path: Path) -> None:
             assert log.recv(10) == b"x"
 
     with_own_mounts(play)
-
-
-def test_an_ordinary_user_is_told_why_there_are_no_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The interpreter that tests run with, and the package, may lie where only root may go.
-    monkeypatch.setattr(sys, "executable", shutil.which("python3", path=os.defpath) or sys.executable)
-    package = Path(client.__file__).parents[1]
-
-    def play() -> str:
-        bind(package, public)
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        return first_error()
-
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        public = Path(place) / package.name
-        public.mkdir()
-        monkeypatch.setattr(client, "__file__", str(public / "warden" / "client.py"))
-        assert with_own_mounts(play) == "boxes need root, and this is an ordinary user: run pytest as root"
-
-
-def test_root_without_the_capability_is_told_what_is_missing() -> None:
-    def play() -> str:
-        # PR_CAPBSET_DROP, then a new start of the sets: as in a container without --privileged.
-        ctypes.CDLL(None).prctl(24, 21, 0, 0, 0)
-        return first_error()
-
-    # The bounding set counts at the warden's exec.
-    assert "boxes need CAP_SYS_ADMIN" in in_a_process(play)
-
-
-def first_error() -> str:
-    warden = Warden.start(config(tmpdir="/tmp"))
-    try:
-        warden.acquire(Spec())
-    except BoxFailed as error:
-        return str(error)
-    finally:
-        warden.close()
-    return "a box was made"

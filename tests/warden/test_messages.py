@@ -74,7 +74,7 @@ def test_frames_are_found_in_any_pieces(messages: list[Any], size: int) -> None:
 
 
 def made(number: int, fds: int) -> m.Made:
-    return m.Made(number, "box", 1, 0, clock=False, bound={}, sockets=True, cpus=(), screens=0, fds=fds)
+    return m.Made(number, "box", 1, 0, clock=False, bound={}, ids=(), sockets=True, cpus=(), screens=0, fds=fds)
 
 
 def test_descriptors_come_with_their_message() -> None:

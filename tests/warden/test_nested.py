@@ -133,17 +133,32 @@ def test_what_the_inner_box_did_is_charged_to_the_outer_one(warden: Warden) -> N
     assert int(first) > (20_000_000 if cgroup_version() == 1 else 20_000)
 
 
-def test_a_box_that_hides_something_can_hold_no_box(warden: Warden) -> None:
-    def outer() -> str:
-        second = Warden.start(config(tmpdir="/tmp"))
+def test_what_a_box_hides_is_hidden_from_boxes_in_it(warden: Warden) -> None:
+    def look() -> tuple[list[str], str]:
+        Path("/etc/hostname").write_text("inner")
+        return os.listdir("/mnt"), Path("/etc/hostname").read_text()
+
+    def outer() -> tuple[list[str], str]:
+        Path("/mnt/mine").touch()
+        with started(tmpdir="/tmp") as second:
+            return run(second, look)
+
+    assert run(warden, outer, tmpfs=(Tmpfs("/mnt"),)) == (["mine"], "inner")
+
+
+def test_the_third_box_in_a_row_says_how_deep_boxes_go(warden: Warden) -> None:
+    def third() -> str:
+        innermost = Warden.start(config(tmpdir="/tmp"))
         try:
-            second.acquire(Spec())
+            innermost.acquire(Spec())
         except BoxFailed as error:
             return str(error)
         finally:
-            second.close()
+            innermost.close()
         return ""
 
-    assert "boxes within boxes work where the outer one has no volumes and no tmpfs" in run(
-        warden, outer, tmpfs=(Tmpfs("/mnt"),)
-    )
+    def outer() -> str:
+        with started(tmpdir="/tmp") as second:
+            return run(second, third)
+
+    assert "the kernel stacks no more than two; boxes work two deep" in run(warden, outer)

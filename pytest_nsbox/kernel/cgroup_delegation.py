@@ -1,0 +1,26 @@
+"""The command with which root hands v1 groups to an ordinary user, so that the user's boxes can have limits."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_nsbox.kernel.cgroup_v1 import Hierarchy
+
+_LIMITING = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids", "blkio"})
+
+
+def delegating_command(hierarchies: Iterable[Hierarchy], uid: int) -> str:
+    """Return it, with the option that makes use of the groups."""
+    chosen = [hierarchy for hierarchy in hierarchies if hierarchy.controllers & _LIMITING]
+    parents = next((hierarchy.parents for hierarchy in chosen if hierarchy.parents), (f"nsbox-{uid}",))
+    name = "/".join(parents)
+    points = sorted(hierarchy.point for hierarchy in chosen)
+    above = {point.rpartition("/")[0] for point in points}
+    if len(points) > 1 and len(above) == 1:
+        names = ",".join(point.rpartition("/")[2].replace(",", "\\,") for point in points)
+        groups = f"{above.pop()}/{{{names}}}/{name}"
+    else:
+        groups = " ".join(f"{point}/{name}" for point in points)
+    return f"sudo bash -c 'mkdir -p {groups} && chown -R {uid} {groups}', then pytest --sandbox-cgroup-parent=/{name}"

@@ -1,0 +1,189 @@
+"""Boxes of an ordinary user to whom nothing was granted, and of one who was given groups."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.acceptance.comparing import ZOO
+from tests.capabilities import cgroup_version
+from tests.leftovers import PARENT, cgroup_mounts
+from tests.warden.test_host_filesystems import bind, mount_at, with_own_mounts
+
+pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
+
+USER = 23_456
+# In a mount namespace of the test's own: the interpreter and its packages may lie where only root may go.
+PLACE = Path("/mnt/nsbox-rootless")
+
+
+class Outcome(NamedTuple):
+    text: str
+    status: int
+    files: dict[str, str]
+
+
+def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: Callable[[], object] = int) -> Outcome:
+    """Run pytest as an ordinary user on `files`, which are put into its working directory; `prepare` runs before it."""
+
+    def play() -> Outcome:
+        mount_at(Path("/mnt"))
+        python, suite = PLACE / "python", PLACE / "suite"
+        packages = [Path(path) for path in dict.fromkeys(sys.path) if path.endswith("-packages")]
+        packages.append(Path(__file__).parents[2])
+        places = [(Path(sys.base_prefix), python), *((p, PLACE / f"packages-{n}") for n, p in enumerate(packages))]
+        for source, place in places:
+            place.mkdir(parents=True)
+            bind(source, place)
+        suite.mkdir()
+        for name, content in files.items():
+            (suite / name).parent.mkdir(exist_ok=True)
+            text = content.read_text(encoding="utf-8") if isinstance(content, Path) else content
+            (suite / name).write_text(text, encoding="utf-8")
+        for path in (suite, *suite.rglob("*")):
+            os.chown(path, USER, USER)
+        prepare()
+        environment = {
+            "PATH": os.defpath,
+            "TMPDIR": tmpdir,
+            "PYTHONPATH": ":".join(str(place) for _, place in places[1:]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "USER_ID": str(USER),
+            "GROUP_ID": str(USER),
+        }
+        interpreter = str(python / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}")
+        command = [interpreter, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp=base", *options]
+        done = subprocess.run(
+            command,
+            cwd=suite,
+            env=environment,
+            user=USER,
+            group=USER,
+            extra_groups=[],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        made = {str(path.relative_to(suite)): path.read_text() for path in suite.rglob("*") if path.is_file()}
+        return Outcome(done.stdout, done.returncode, made)
+
+    outcome: Outcome = Outcome(*with_own_mounts(lambda: tuple(play())))
+    return outcome
+
+
+@pytest.fixture
+def tmpdir_for_all() -> Iterator[str]:
+    """A directory on the disk that everyone may write to: a tmpfs carries no layers of a user before Linux 6.6."""
+    place = f"/var/tmp/nsbox-rootless-{os.getpid()}"
+    os.mkdir(place)
+    os.chmod(place, 0o1777)
+    yield place
+    # Empty: the warden has removed what was its own.
+    os.rmdir(place)
+
+
+def test_boxes_of_an_ordinary_user(tmpdir_for_all: str) -> None:
+    files: dict[str, str | Path] = {
+        "test_rootless.py": ZOO / "rootless.py",
+        "given": "given",
+        "sources/file": "",
+        "shared/file": "",
+        "inner/test_inner.py": "def test_writes(): open('inner/made', 'w').write('made')\n",
+    }
+    outcome = as_user(files, "--sandbox-all", "-rfE", "--tb=short", "test_rootless.py", tmpdir=tmpdir_for_all)
+
+    text = outcome.text
+    assert "3 failed, 13 passed, 2 errors" in text, text
+    assert "timed out after 0.3 s (sandbox timeout)" in text
+    assert "killed by SIGSEGV" in text
+    assert "exited with status 3 before the test ended" in text
+    assert "privileged: an ordinary user has no rights to leave to a box: run pytest as root" in text
+    if cgroup_version() == 1:
+        assert "the cgroup controller memory cannot be used: mkdir " in text
+        assert "sudo bash -c 'mkdir -p /sys/fs/cgroup/" in text
+        assert f"then pytest --sandbox-cgroup-parent=/nsbox-{USER}" in text
+    assert outcome.files["sandbox-artifacts/test_rootless.py::test_dies_by_time/left"] == "left"
+    assert outcome.files["shared/made"] == "made"
+    assert outcome.files["given"] == "given"
+    assert {"made", "inner/made", "sources/made"}.isdisjoint(outcome.files)
+
+
+LIMITED = """
+import subprocess
+import pytest
+
+@pytest.mark.sandbox(mem="64M")
+def test_memory():
+    bytearray(1 << 28)
+
+@pytest.mark.sandbox(pids=10, cpu=0.5)
+def test_processes():
+    with pytest.raises(OSError):
+        [subprocess.Popen(["sleep", "100"]) for _ in range(20)]
+"""
+
+
+@pytest.mark.needs("cgroup:memory", "cgroup:pids")
+def test_limits_work_where_the_user_was_given_groups(tmpdir_for_all: str) -> None:
+    if cgroup_version() != 1:
+        pytest.skip("on v2 the user's own group must be delegated, which takes a manager")
+    above = (os.environ.get(PARENT) or "").strip("/")
+    name = "/".join(part for part in (above, f"user-{os.getpid()}") if part)
+    wanted = {"cpu", "cpuacct", "memory", "pids"}
+    groups = [Path(point, name) for point, _, options in cgroup_mounts() if wanted & set(options)]
+    made = []
+    try:
+        for group in groups:
+            for directory in (*reversed([p for p in group.parents if not p.exists()]), group):
+                directory.mkdir()
+                made.append(directory)
+            for path in (group, *group.iterdir()):
+                os.chown(path, USER, USER)
+        options = (f"--sandbox-cgroup-parent=/{name}", "--tb=short", "test_limits.py")
+        outcome = as_user({"test_limits.py": LIMITED}, *options, tmpdir=tmpdir_for_all)
+    finally:
+        for directory in reversed(made):
+            directory.rmdir()
+
+    assert "1 failed, 1 passed" in outcome.text, outcome.text
+    assert "OOM-killed: memory limit 64.0 MiB, peak 64.0 MiB" in outcome.text
+
+
+@pytest.mark.needs("program:newuidmap", "program:newgidmap")
+def test_ranges_of_ids_are_used_where_they_are_granted(tmpdir_for_all: str) -> None:
+    suite = """
+import os
+import pytest
+
+@pytest.mark.sandbox(user="root")
+def test_root_gives_files_away():
+    open("/tmp/file", "w").close()
+    os.chown("/tmp/file", 1234, 5678)
+    assert os.stat("/tmp/file").st_uid == 1234
+
+def test_the_user_is_who_it_is():
+    assert os.getuid() == 23456
+    assert open("/proc/self/uid_map").read().split()[:3] == ["23456", "23456", "1"]
+"""
+
+    def grant() -> None:
+        # newuidmap knows only users who have an entry.
+        passwd = Path("/etc/passwd").read_text(encoding="utf-8") + f"nsbox-user:x:{USER}:{USER}::/:/bin/sh\n"
+        given = {"subuid": f"{USER}:3000000:65536\n", "subgid": f"{USER}:3000000:65536\n", "passwd": passwd}
+        for name, text in given.items():
+            Path(f"/mnt/{name}").write_text(text, encoding="utf-8")
+            bind(Path(f"/mnt/{name}"), Path(f"/etc/{name}"))
+
+    if not (Path("/etc/subuid").exists() and Path("/etc/subgid").exists()):
+        pytest.skip("no /etc/subuid and /etc/subgid to mount over")
+    outcome = as_user({"test_ids.py": suite}, "--sandbox-all", tmpdir=tmpdir_for_all, prepare=grant)
+
+    assert "2 passed" in outcome.text, outcome.text

@@ -485,7 +485,7 @@ def test_artifacts_are_copied_out_and_nothing_else_of_the_host_with_them(
         os.chmod("/out/log.txt", 0o640)
         os.symlink("/proc/1/environ", "/out/environ.txt")
         os.symlink("/proc/version", "/out/status.txt")
-        os.symlink("/sys/kernel/mm/transparent_hugepage/enabled", "/out/sysfs.txt")
+        os.symlink("/sys/module/kernel/parameters/panic", "/out/sysfs.txt")
 
     monkeypatch.chdir(tmp_path)
     box = warden.acquire(Spec(artifacts=("here/**/*.txt", "/out/sub", "/out/*.txt", "../../etc/passwd", "none*")))

@@ -137,7 +137,7 @@ PROBLEMS = {
         @pytest.mark.sandbox(False)
         def test_contradiction(sandbox): pass
 
-        @pytest.mark.sandbox(rootfs="debian", scope="module")
+        @pytest.mark.sandbox(caps=["net_raw"], scope="module")
         def test_not_supported(): pass
 
         def test_fine(): print("RAN")

@@ -87,7 +87,8 @@ class Terminal:
     def run(self, command: str) -> str:
         """Type a command to the shell; what it printed."""
         os.write(self.screen, f"{command}; echo; echo 'e''nd'\n".encode())
-        return self.read_until("\nend\n").rpartition("'e''nd'\n")[2].strip()
+        printed = self.read_until("\nend\n").rpartition("'e''nd'\n")[2].strip()
+        return printed.removeprefix("$").strip()  # a prompt that came after what was typed
 
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())

@@ -132,7 +132,7 @@ def junit(run: Recorded) -> list[str]:
         for name in ("time", "timestamp", "hostname"):
             parent.attrib.pop(name, None)
         if "fixture 'nothing' not found" in parent.get("message", ""):
-            # pytest >= 9.2 cuts it at a length, and with the plugin it lists more fixtures. The element's text is whole.
+            # pytest >= 9.2 cuts it at a length, and with the plugin it lists more. The element's text is whole.
             del parent.attrib["message"]
         for properties in parent.findall("properties"):
             for element in properties.findall("property"):

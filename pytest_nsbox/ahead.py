@@ -205,7 +205,7 @@ class Ahead:
             attempt.box = self._boxes.acquire(spec, late=running is None)
             self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
-        except SandboxError:  # the ordinary way meets it again, and tells
+        except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells
             return
         self._parked = attempt
 

@@ -76,9 +76,7 @@ class Launcher:
         except BaseException:
             ours.close()
             theirs.close()
-            attempt.ended = True
-            with contextlib.suppress(BoxFailed):
-                box.release()
+            _give_up_box(attempt)
             raise
         if pid == 0:
             watch_again()
@@ -107,3 +105,11 @@ class Launcher:
             self._terminal.take()
         else:
             self._terminal.stay_behind()
+
+
+def _give_up_box(attempt: Attempt) -> None:
+    """There is no process to put into it."""
+    assert attempt.box is not None
+    attempt.ended = True
+    with contextlib.suppress(BoxFailed):
+        attempt.box.release()

@@ -199,6 +199,15 @@ def open_pidfd(pid: int) -> int:
         raise KernelError("pidfd_open", str(pid), error.errno or 0) from None
 
 
+def is_stopped(pid: int) -> bool:
+    """Say if `pid` was stopped by a signal. Source: proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] == b"T"
+    except OSError:
+        return False
+
+
 def has_ended(pidfd: int) -> bool:
     """Say if the process of `pidfd` has ended, whoever's child it is."""
     waiting = select.poll()

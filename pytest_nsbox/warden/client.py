@@ -15,6 +15,7 @@ One test, in the process that forks and in the forked child:
 from __future__ import annotations
 
 import _socket
+import struct
 import sys
 from contextlib import suppress
 
@@ -41,6 +42,8 @@ __all__ = ["Box", "Released", "SessionConfig", "Warden"]
 
 # What a terminal or its user sends to all of pytest.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+SILENCE = 10.0  # seconds
+_NO_ROOM = "this process has no room for the descriptors of a box: Too many open files (raise ulimit -n)"
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
 
 
@@ -81,6 +84,7 @@ class Warden:
         self._dropped: set[int] = set()
         self._configured = False
         self._keyed: tuple[Spec | None, Spec] = (None, DEFAULT)
+        self._stopped = False  # when we looked last
         self.gone = False  # killed, or it failed; every call fails from then on
         # Descriptors to write b"0" to in every child, before those of its box: kernel.cgroup_node.Session.open_screens.
         self.screens: tuple[int, ...] = ()
@@ -117,6 +121,7 @@ class Warden:
             theirs.close()
         # A test that the memory limit does not kill would wait for memory for ever.
         process.keep_oom_score()
+        ours.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, struct.pack("@ll", *divmod(int(SILENCE * 1e6), 10**6)))
         warden = cls(m.Channel(ours), pid, config)
         # It prepares its session while we do other things. If it died, the first box tells.
         with suppress(OSError):
@@ -273,10 +278,14 @@ class Warden:
         while (found := self._answers.pop(number, None)) is None:
             try:
                 message, fds = self._channel.receive()
+            except BlockingIOError:
+                self._see_that_it_runs()
+                continue
             except m.ProtocolError as error:
                 self._died(str(error))
-            if isinstance(message, m.Made) and message.screens:
-                self.screens, fds = fds[-message.screens :], fds[: -message.screens]
+            self._stopped = False
+            if isinstance(message, m.Made):
+                message, fds = self._check(message, fds)
             if message.number in self._dropped:  # type: ignore[union-attr]  # answers have numbers
                 self._dropped.discard(message.number)  # type: ignore[union-attr]
                 self._drop(message, fds)  # type: ignore[arg-type]
@@ -285,6 +294,25 @@ class Warden:
         if isinstance(found[0], m.Failed):
             raise BoxFailed(found[0].text)
         return found
+
+    def _see_that_it_runs(self) -> None:
+        """It has been silent for `SILENCE`. Whatever takes it so long, we wait; but not for one that stands still."""
+        before, self._stopped = self._stopped, process.is_stopped(self.pid)
+        if before and self._stopped:
+            os.kill(self.pid, signal.SIGKILL)
+            self._died("somebody stopped it (SIGSTOP), and it did not go on")
+
+    def _check(self, made: m.Made, fds: tuple[int, ...]) -> tuple[m.Made | m.Failed, tuple[int, ...]]:
+        """Return the message and the descriptors of the box, if they have all come, and keep those of the session."""
+        if len(fds) != made.fds:
+            if made.screens:
+                self._died(_NO_ROOM)
+            with suppress(OSError):
+                self._channel.send(m.Drop(made.box))
+            return m.Failed(made.number, _NO_ROOM), ()
+        if made.screens:
+            self.screens, fds = fds[-made.screens :], fds[: -made.screens]
+        return made, fds
 
     def _died(self, reason: str) -> NoReturn:
         self.gone = True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import _socket
 import array
 import marshal
+import os
 
 from pytest_nsbox.policy.record import fields, record
 
@@ -255,7 +256,8 @@ class Channel:
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
         self._buffer = bytearray()
-        self._fds: list[int] = []
+        # The descriptors of messages that have not been taken yet, message by message.
+        self._fds: list[tuple[int, ...]] = []
 
     def send(self, message: Request | Answer, fds: Sequence[int] = ()) -> None:
         """Send all of `message`; OSError (a broken pipe, for one) if the other side is gone."""
@@ -276,17 +278,27 @@ class Channel:
 
     def fill(self, flags: int = 0) -> bool:
         """Read what has come, at least something unless `flags` say otherwise; False at the end of the stream."""
-        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK, _ANCILLARY, flags | _socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, came, _ = self.sock.recvmsg(_CHUNK, _ANCILLARY, flags | _socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
         for level, kind, content in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                fds = array.array("i")
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-                self._fds.extend(fds)
+        # The kernel ends a read where descriptors of a second message would come.
+        if came & _socket.MSG_CTRUNC:
+            # There was no room for all, so nobody knows what those are that came.
+            for fd in fds:
+                os.close(fd)
+            self._fds.append(())
+        elif fds:
+            self._fds.append(tuple(fds))
         self._buffer += data
         return bool(data)
 
     def pop(self) -> tuple[Request | Answer, tuple[int, ...]] | None:
-        """Take the next whole message out of what was read, or return None."""
+        """Take the next whole message out of what was read, or return None.
+
+        It comes with all of its descriptors, or without any if this process had no room for them (RLIMIT_NOFILE).
+        """
         buffer = self._buffer
         if len(buffer) < 4:
             return None
@@ -295,10 +307,13 @@ class Channel:
             return None
         message = decode(bytes(buffer[4:end]))
         del buffer[:end]
-        count = message.fds if isinstance(message, (Made, Connected)) else 0
-        fds, self._fds[:count] = tuple(self._fds[:count]), ()
+        fds = self._fds.pop(0) if isinstance(message, (Made, Connected)) and message.fds else ()
         return message, fds
 
     def close(self) -> None:
         """Close this end."""
+        for fds in self._fds:
+            for fd in fds:
+                os.close(fd)
+        self._fds.clear()
         self.sock.close()

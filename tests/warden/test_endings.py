@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from pytest_nsbox.kernel.cgroup import find_mounts
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden import client as client_module
 from pytest_nsbox.warden.client import Warden
 from tests.warden.boxes import DiedError, collect, config, fork_into, run, run_in, started, status_field
 
@@ -100,6 +102,27 @@ def test_a_killed_warden_takes_its_boxes_along_and_the_next_one_sweeps(
         wait_until(lambda: left not in session_directories())
         # Its own cgroups lie beside those of the dead session.
         assert [path for path in session_cgroups() if path.name == left] == []
+
+
+def test_a_stopped_warden_is_waited_for_a_while_and_then_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SILENCE", 0.5)
+    warden = Warden.start(config())
+    try:
+        run(warden, os.getpid)
+        os.kill(warden.pid, signal.SIGSTOP)
+        threading.Timer(0.7, lambda: os.kill(warden.pid, signal.SIGCONT)).start()
+        run(warden, os.getpid)
+        os.kill(warden.pid, signal.SIGSTOP)
+        warden.forget()
+        with pytest.raises(BoxFailed) as caught:
+            warden.acquire(Spec())
+        text = f"the warden (process {warden.pid}) is gone, and all its boxes with it: somebody stopped it (SIGSTOP)"
+        assert str(caught.value) == f"{text}, and it did not go on"
+        assert warden.gone
+    finally:
+        assert warden.close() != ()
+    with started() as next_warden:
+        run(next_warden, os.getpid)
 
 
 def test_a_dead_warden_is_told_of() -> None:

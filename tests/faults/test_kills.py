@@ -1,0 +1,182 @@
+"""SIGKILL at random moments, of everything that takes part: the run ends, and nothing of it stays.
+
+Repeat a failure with the seed that is printed: NSBOX_SEED=… pytest tests/faults/test_kills.py
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.leftovers import Leftovers
+
+pytestmark = pytest.mark.needs("root", "overlay", "cgroup:memory", "cgroup:pids")
+
+SUITE = """
+import subprocess
+import time
+import pytest
+
+@pytest.fixture(scope="session")
+def outer():
+    yield
+
+@pytest.mark.parametrize("number", range(40))
+def test_quick(number, outer):
+    pass
+
+@pytest.mark.sandbox(net=False, disk="10M", tmpfs=["/mnt"])
+@pytest.mark.parametrize("number", range(10))
+def test_with_processes(number, outer):
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    open("/etc/made", "w").close()
+    time.sleep(0.02)
+"""
+PATIENCE = 5.0  # seconds until no process and no mount is there
+WHOLE_RUN = 120.0  # seconds, on a loaded machine
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def wardens(pytest_pid: int) -> list[int]:
+    everyone = [pytest_pid, *children(pytest_pid)]
+    return [child for pid in everyone for child in children(pid) if name_of(child) == "nsbox-warden"]
+
+
+def inits(pytest_pid: int) -> list[int]:
+    return [child for pid in wardens(pytest_pid) for child in children(pid) if name_of(child) == "nsbox-init"]
+
+
+def forked(pytest_pid: int) -> list[int]:
+    return [pid for pid in children(pytest_pid) if name_of(pid) != "nsbox-warden"]
+
+
+# Who is killed: its processes, given pytest's.
+VICTIMS: dict[str, Callable[[int], list[int]]] = {
+    "pytest": lambda pid: [pid],
+    "warden": wardens,
+    "init": inits,
+    "test": forked,
+    "worker": children,
+}
+
+
+class Run:
+    """One run of the inner suite."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.output = directory / "output.txt"
+        command = [sys.executable, "-m", "pytest", "-p", "nsbox", "--sandbox-all", "-p", "no:cacheprovider", "-q"]
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [*command, "--sandbox-set=mem=200M", "--sandbox-set=pids=50", *options],
+                cwd=directory,
+                env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; return its exit status and what it printed."""
+        try:
+            self.process.wait(WHOLE_RUN)
+        finally:
+            self.process.kill()
+            self.process.wait()
+        return self.process.returncode, self.output.read_text(encoding="utf-8", errors="replace")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "test_inner.py").write_text(SUITE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    return tmp_path
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = int(os.environ.get("NSBOX_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"NSBOX_SEED={seed}")  # noqa: T201 - shown when the test fails
+    return random.Random(seed)
+
+
+def strike(directory: Path, chance: random.Random, victim: str, leftovers: Leftovers, longest: float) -> bool:
+    """Kill a `victim` at a random moment of a run; say if there was one."""
+    before = leftovers.snapshot()
+    options = ["-p", "xdist", "-n2"] if victim == "worker" else []
+    run = Run(directory, *options)
+    time.sleep(chance.uniform(0.0, longest))
+    targets = VICTIMS[victim](run.process.pid)
+    struck = False
+    if targets and run.process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(targets), signal.SIGKILL)
+            struck = True
+    status, output = run.end()
+    # xdist itself fails when a worker ends before it has begun.
+    if victim != "worker":
+        assert status in ((-signal.SIGKILL, 0) if victim == "pytest" else (0, 1)), output
+        assert "INTERNALERROR" not in output, output
+    left = leftovers.new_since(before, grace=PATIENCE)
+    # Groups and directories that a warden cannot take along are for the next start to remove.
+    alive = {key: text for key, text in left.items() if key.startswith(("process", "mount"))}
+    assert not alive, (victim, alive, output)
+    if victim in ("init", "test", "worker"):
+        assert not left, (victim, left, output)
+    return struck
+
+
+def length_of_a_run(directory: Path) -> float:
+    begin = time.monotonic()
+    status, output = Run(directory).end()
+    assert status == 0, output
+    return time.monotonic() - begin
+
+
+def strike_and_start_again(
+    directory: Path, chance: random.Random, leftovers: Leftovers, victims: list[str]
+) -> dict[str, int]:
+    before = leftovers.snapshot()
+    longest = length_of_a_run(directory)
+    struck = dict.fromkeys(VICTIMS, 0)
+    for victim in victims:
+        struck[victim] += strike(directory, chance, victim, leftovers, longest)
+    # The next start removes what could not be removed at once.
+    length_of_a_run(directory)
+    assert not leftovers.new_since(before)
+    return struck
+
+
+def test_whoever_is_killed_nothing_stays(directory: Path, chance: random.Random, leftovers: Leftovers):
+    strike_and_start_again(directory, chance, leftovers, [*VICTIMS, "pytest", "warden"])
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_at_three_hundred_moments_nothing_stays(
+    directory: Path, chance: random.Random, leftovers: Leftovers
+):
+    struck = strike_and_start_again(directory, chance, leftovers, [*VICTIMS] * 60)
+    assert min(struck.values()) > 20, struck

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_nsbox import foresight, internals
 from pytest_nsbox.attempt import ATTEMPT, Attempt
-from pytest_nsbox.policy.errors import SandboxError
+from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_of, warning_from_data
 
 if TYPE_CHECKING:
@@ -126,7 +126,10 @@ class Ahead:
             attempt.adopted, self._told = True, item
             item.stash[ATTEMPT] = attempt
             return caller(item=item, nextitem=nextitem)
-        self._follower.settle(attempt)
+        try:
+            self._follower.settle(attempt)
+        except BoxFailed:  # the warden is gone, and knows no usage; the test has passed all the same
+            self._follower.forget(attempt)
         self._follower.take_end(plain.end)
         self._unlogged = attempt, plain
         self._follower.ran.append(item)
@@ -202,7 +205,7 @@ class Ahead:
         attempt.begun = False
         attempt.keeps = self._boxes.kept is not None
         try:
-            attempt.box = self._boxes.acquire(spec, late=running is None)
+            attempt.box = self._boxes.acquire(spec, ahead=running is not None)
             self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells

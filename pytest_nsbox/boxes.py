@@ -74,16 +74,21 @@ class Boxes:
         self.next_item = item
         self._next = self.spec_of(item) if item is not None else None
 
-    def acquire(self, spec: Spec, *, late: bool = True) -> Box:
-        """A box that lives. Raises BoxFailed if there is none to be had. `late` as for `Warden.acquire`."""
+    def acquire(self, spec: Spec, *, ahead: bool = False) -> Box:
+        """A box that lives. Raises BoxFailed if there is none to be had.
+
+        ahead  another test runs: nothing of it is touched, and what is new on the host since it began is not looked for
+        """
         try:
-            box = self.warden.acquire(spec, late=late)
+            box = self.warden.acquire(spec, late=not ahead)
             if box.is_alive():
                 return box
             box.release()
         except BoxFailed:
-            if not self.warden.gone:
+            if ahead or not self.warden.gone:
                 raise
+        if ahead:
+            raise BoxFailed("the box has ended")
         if self.warden.gone:
             # Somebody killed it, and its boxes ended with it; another serves the tests that are left.
             self.warden.close()

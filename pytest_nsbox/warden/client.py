@@ -43,7 +43,7 @@ __all__ = ["Box", "Released", "SessionConfig", "Warden"]
 # What a terminal or its user sends to all of pytest.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SILENCE = 10.0  # seconds
-_NO_ROOM = "this process has no room for the descriptors of a box: Too many open files (raise ulimit -n)"
+_NO_ROOM = "this process has no room for the descriptors that the warden sent: Too many open files (raise ulimit -n)"
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
 
 
@@ -267,6 +267,8 @@ class Warden:
             _, fds = self._wait(number)
         except OSError as error:
             self._died(str(error))
+        if not fds:
+            raise BoxFailed(_NO_ROOM)
         return _socket.socket(fileno=fds[0])
 
     def next_number(self) -> int:

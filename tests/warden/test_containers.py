@@ -72,7 +72,8 @@ class TestRun:
 
     def test_timeout_kills_it(self, boxes: NsBox):
         begun = time.monotonic()
-        result = boxes.run(["sh", "-c", "echo begun; sleep 60"], timeout="2s")  # a slow VM kernel needs some of it to start a shell
+        # A slow VM kernel needs some of it to start a shell.
+        result = boxes.run(["sh", "-c", "echo begun; sleep 60"], timeout="2s")
         assert time.monotonic() - begun < 20
         assert (result.timed_out, result.returncode, result.stdout) == (True, -9, "begun\n")
         with pytest.raises(BoxFailed, match="timed out after 0"):

@@ -175,6 +175,7 @@ def test_whoever_is_killed_nothing_stays(directory: Path, chance: random.Random,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("NSBOX_SOAK" not in os.environ, reason="takes longer than all else together: NSBOX_SOAK=1 runs it")
 def test_whoever_is_killed_at_three_hundred_moments_nothing_stays(
     directory: Path, chance: random.Random, leftovers: Leftovers
 ):

@@ -298,6 +298,7 @@ class Channel:
         """Take the next whole message out of what was read, or return None.
 
         It comes with all of its descriptors, or without any if this process had no room for them (RLIMIT_NOFILE).
+        ProtocolError if the other side announced some and sent none.
         """
         buffer = self._buffer
         if len(buffer) < 4:
@@ -307,8 +308,11 @@ class Channel:
             return None
         message = decode(bytes(buffer[4:end]))
         del buffer[:end]
-        fds = self._fds.pop(0) if isinstance(message, (Made, Connected)) and message.fds else ()
-        return message, fds
+        if not (isinstance(message, (Made, Connected)) and message.fds):
+            return message, ()
+        if not self._fds:
+            raise ProtocolError(f"{type(message).__name__} came without its descriptors")
+        return message, self._fds.pop(0)
 
     def close(self) -> None:
         """Close this end."""

@@ -77,6 +77,8 @@ class Session:
         self._images: Images | None = None
         # Trees that were used and left unchanged, the last one last.
         self._ready: list[Tree] = []
+        # The last tree that can hold a volume that was removed, by the volume's name.
+        self._dropped: dict[str, int] = {}
 
     def open(self) -> None:
         """Make all of it. Raises KernelError or BoxFailed."""
@@ -228,7 +230,7 @@ class Session:
         if plan.image:
             self.images.prepare(plan)
         self._trees += 1
-        tree = Tree(self, f"t{self._trees}", plan)
+        tree = Tree(self, self._trees, plan)
         try:
             tree.build(late)
         except BaseException:
@@ -240,7 +242,7 @@ class Session:
         """Keep a tree that no box uses any more if it is as good as new, of all only the last `keep`; return one to be
         removed.
         """
-        if not tree.is_unchanged():
+        if not tree.is_unchanged() or self._lost_a_volume(tree):
             return tree
         tree.renew()
         self._ready.append(tree)
@@ -264,11 +266,17 @@ class Session:
             if isinstance(op, Bind) and op.kind == "volume" and not os.path.isdir(f"volumes/{op.source}"):
                 self.doors.make_directory(f"volumes/{op.source}")
 
+    def _lost_a_volume(self, tree: Tree) -> bool:
+        sources = tree.plan.sources() if self._dropped else ()
+        return any(kind == "volume" and tree.number <= self._dropped.get(name, 0) for kind, name in sources)
+
     def drop_volume(self, name: str) -> list[Callable[[], None]]:
         """Take a named volume out of use, which no box has any more; return what removes it."""
         trees = [tree for tree in self._ready if ("volume", name) in tree.plan.sources()]
         for tree in trees:
             self._ready.remove(tree)
+        # A box that has just ended may give its tree back later.
+        self._dropped[name] = self._trees
         gone = f"volumes/.{os.urandom(6).hex()}"
         files.attempt("rename", f"volume {name}", os.rename, f"volumes/{name}", gone)
         return [*(tree.remove for tree in trees), lambda: files.remove_tree(gone)]

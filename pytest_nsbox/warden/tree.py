@@ -66,12 +66,12 @@ class Tree:
            and inode
     """
 
-    def __init__(self, session: Session, name: str, plan: Plan) -> None:
+    def __init__(self, session: Session, number: int, plan: Plan) -> None:
         self.session = session
-        self.name = name
+        self.number = number
         self.plan = plan
-        self.place = f"root/{name}"
-        self.scratch = f"{session.layers}/{name}"
+        self.place = f"root/t{number}"
+        self.scratch = f"{session.layers}/t{number}"
         self.layers: list[Layer] = []
         self.made: set[str] = set()
         self.bound: dict[str, tuple[int, int]] = {}
@@ -405,7 +405,7 @@ def _list_layer(layer: Layer) -> Listing:
     top = os.lstat(layer.upper)
     found: Listing = {"": (top.st_mode, top.st_uid, top.st_gid, len(os.listxattr(layer.upper)))}
     # Hard links that were copied up leave a trace there (where the kernel lets us have an index).
-    index = f"{layer.path}/work/index"
+    index = os.path.join(layer.path, "work", "index")
     found["index"] = (len(os.listdir(index)) if os.path.isdir(index) else 0,)
     _list_below(layer.upper, "", found)
     return found

@@ -1,0 +1,225 @@
+"""A container that a test started: what the fixtures `nsbox` and `nsbox_session` return for it."""
+
+from __future__ import annotations
+
+import signal as signals
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from pytest_nsbox.fixtures import Change
+from pytest_nsbox.leavings import Input, Result, decoded, raise_unless_zero, result, told_apart, usage
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.real import os
+from pytest_nsbox.warden.engine import Late, together
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from pytest_nsbox.nsbox import NsBox
+    from pytest_nsbox.policy.spec import Spec
+
+    Path = os.PathLike[str]
+
+STOP_PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL, as Docker's
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Box:
+    """A container that runs, or has run. In a ``with`` statement it is stopped and removed at the end."""
+
+    def __init__(self, boxes: NsBox, state: dict[str, Any], spec: Spec) -> None:
+        self._boxes = boxes
+        self._name: str = state["name"]
+        self._pid: int = state["pid"]
+        self._state = state
+        self._left: dict[str, Any] | None = None  # of one that was removed
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        return f"<Box {self._name} {self.status}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._left is None:
+            self.stop()
+            self._remove()
+
+    # --- what it is
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in the session."""
+        return self._name
+
+    @property
+    def pid(self) -> int:
+        """The process id of its main program, as the host numbers it; 0 when it has ended."""
+        return self._pid if self.status in ("running", "paused") else 0
+
+    @property
+    def status(self) -> str:
+        """What it does now: created, running, paused or exited."""
+        status: str = self._read_state()["status"]
+        return status
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status of its main program as `subprocess` gives it; None while it runs."""
+        code: int | None = self._read_state()["returncode"]
+        return code
+
+    @property
+    def ip(self) -> str | None:
+        """Its address in its network; None without one."""
+        return self._state.get("ip")
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """Published ports: ``{box port: host port}``."""
+        return {int(port): host for port, host in self._state.get("ports", {}).items()}
+
+    # --- what happens to it
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until its main program has ended and return its `returncode`; TimeoutError after ``timeout`` seconds."""
+        if self._left is None:
+            engine = self._boxes.engine
+            try:
+                self._state, _ = engine.answer(engine.tell("wait", box=self._name), timeout)
+            except Late:
+                raise TimeoutError(f"the box {self._name!r} still runs after {timeout:g} s") from None
+        code: int = self._state["returncode"]
+        return code
+
+    def exec(  # noqa: PLR0913 - subprocess.run's keywords
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str | None] | None = None,
+        user: str | int | None = None,
+        workdir: str | None = None,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess' name
+        timeout: float | None = None,
+        check: bool = False,
+        text: bool = True,
+    ) -> Result:
+        """Run one more program in the box and wait for it.
+
+        env, user, workdir  as the keys of a spec; what is not given is as for the box's main program
+        timeout             seconds until it is killed; the box runs on
+        """
+        spec = self._boxes.spec("Box.exec", {"user": user} if user is not None else {})
+        fields = {
+            "argv": (whole := arguments(argv)),
+            "env": environment({**dict(self.spec.env), **(env or {})}),
+            "user": spec.user or self.spec.user,
+            "workdir": workdir or self.spec.workdir,
+            "timeout": timeout,
+        }
+        value, frames = self._ask_with_input(input, fields)
+        found = result(value, frames, self.spec, text=text)
+        if check:
+            raise_unless_zero(found, whole, self._name)
+        return found
+
+    def _ask_with_input(self, given: str | bytes | None, fields: dict[str, Any]) -> tuple[Any, bytes]:
+        with Input(given) as fds:
+            return told_apart(self._boxes.engine, "exec", fds, {**fields, "box": self._name})
+
+    @overload
+    def logs(self) -> str: ...
+    @overload
+    def logs(self, *, text: Literal[False]) -> bytes: ...
+    def logs(self, *, text: bool = True) -> str | bytes:
+        """What its main program and the children of that printed so far, both streams in the order in which it came."""
+        frames = self._left["frames"] if self._left is not None else self._ask("logs", with_output=True)
+        found: str | bytes = decoded(together(frames), text=text)
+        return found
+
+    def signal(self, sig: int | str) -> None:
+        """Send a signal to its main program: a number or a name such as "HUP"."""
+        number = signals.Signals["SIG" + sig.upper().removeprefix("SIG")] if isinstance(sig, str) else sig
+        self._ask("signal", signal=int(number))
+
+    def stop(self, timeout: float = STOP_PATIENCE) -> int:
+        """SIGTERM, after ``timeout`` seconds SIGKILL; return the `returncode`. One that has ended is no error."""
+        if self._left is None:
+            self._state = self._ask("stop", seconds=timeout)
+        code: int = self._state["returncode"]
+        return code
+
+    def kill(self) -> int:
+        """Kill every process of it; return the `returncode`. One that has ended is no error."""
+        if self._left is None:
+            self._state = self._ask("kill")
+        code: int = self._state["returncode"]
+        return code
+
+    def pause(self) -> None:
+        """Freeze every process of it."""
+        self._ask("pause")
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._ask("resume")
+
+    # --- what it did
+
+    def usage(self) -> dict[str, int | float]:
+        """What it used so far: the report properties' names less ``sandbox.``; seconds and bytes."""
+        return usage(self._read_result(), self.spec)
+
+    def changes(self) -> list[Change]:
+        """Paths added, changed and deleted in its root so far, sorted by path."""
+        return [Change(kind, path) for kind, path in self._read_result()["changes"]]
+
+    def inspect(self) -> dict[str, Any]:
+        """Id, Name, State, ExitCode, Pid, Args, Env, Namespaces, Mounts, Cgroup, Networks, Limits and Image."""
+        return dict(self._left["inspect"] if self._left is not None else self._ask("inspect"))
+
+    # --- how that is asked
+
+    def _ask(self, do: str, *, with_output: bool = False, **fields: Any) -> Any:
+        if self._left is not None:
+            raise BoxFailed(f"the box {self._name!r} was removed")
+        value, frames = self._boxes.engine.ask(do, box=self._name, **fields)
+        return frames if with_output else value
+
+    def _read_state(self) -> dict[str, Any]:
+        if self._state["status"] != "exited" and self._left is None:
+            self._state = {**self._state, **self._ask("state")}
+        return self._state
+
+    def _read_result(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._left["result"] if self._left is not None else self._ask("result")
+        return found
+
+    def _remove(self) -> None:
+        """End it and free its name; what it left is kept here."""
+        if self._left is not None:
+            return
+        inspected = self._ask("inspect")
+        result, frames = self._boxes.engine.ask("remove", box=self._name)
+        self._state = {**self._state, **result}
+        self._left = {"inspect": inspected, "result": result, "frames": frames}
+
+
+def arguments(argv: Sequence[str | Path], least: int = 1) -> list[str]:
+    if isinstance(argv, (str, bytes)):
+        raise TypeError(f"argv={argv!r}: not a list (accepted: a list such as ['sh', '-c', 'echo hello'])")
+    found = [os.fspath(part) for part in argv]
+    if len(found) < least or any("\0" in part for part in found):
+        raise TypeError(f"argv={argv!r}: not a list of texts (accepted: a list such as ['sh', '-c', 'echo hello'])")
+    return found
+
+
+def environment(given: Mapping[str, str | None]) -> dict[str, str]:
+    """The whole environment of a program: as in Docker nothing is inherited, but the way to the host's programs."""
+    found = {"PATH": os.environ.get("PATH", _PATH), **given}
+    return {name: value for name, value in found.items() if value is not None}

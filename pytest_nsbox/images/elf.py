@@ -26,11 +26,13 @@ class Needs(NamedTuple):
 
 
 def read_needs(path: str) -> Needs | None:
-    """Return what the file at `path` needs; None if it is no ELF file of this machine's word size and byte order."""
+    """Return what the file at `path` needs; None if it is no ELF file that this interpreter could load (by word size,
+    byte order and machine).
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(64)
-            if head[:4] != b"\x7fELF" or head[4:6] != _this_class():
+            if head[:4] != b"\x7fELF" or _kind_of(head) != _own_kind():
                 return None
             wide = head[4] == 2
             table, size, count = _program_headers(head, wide=wide)
@@ -42,10 +44,15 @@ def read_needs(path: str) -> Needs | None:
         return None
 
 
+def _kind_of(head: bytes) -> tuple[bytes, bytes]:
+    """Return word size and byte order, and the machine."""
+    return head[4:6], head[18:20]
+
+
 @functools.cache
-def _this_class() -> bytes:
+def _own_kind() -> tuple[bytes, bytes]:
     with open("/proc/self/exe", "rb") as file:
-        return file.read(6)[4:6]
+        return _kind_of(file.read(64))
 
 
 def _program_headers(head: bytes, *, wide: bool) -> tuple[int, int, int]:
@@ -92,48 +99,48 @@ def _needs(fd: int, rows: list[tuple[int, int, int, int]], origin: str, *, wide:
     return Needs(loader, libraries, tuple(p.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for p in places))
 
 
-def read_cache(path: str = _CACHE) -> dict[str, str]:
-    """Return {name: path} of the libraries that the loader knows; nothing where there is no such file."""
+def read_cache(path: str = _CACHE) -> dict[str, list[str]]:
+    """Return {name: paths} of the libraries that the loader knows, the best first, those of other machines and word
+    sizes among them; nothing where there is no such file.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST)
         start = data.index(_CACHE_MAGIC)
         (count,) = struct.unpack_from("=I", data, start + 20)
-        found: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
         for number in range(count):
             _, key, value = struct.unpack_from("=iII", data, start + 48 + 24 * number)
             name, place = (data[start + at : data.index(b"\0", start + at)] for at in (key, value))
-            # The first is the best that the loader has of a name.
-            found.setdefault(os.fsdecode(name), os.fsdecode(place))
+            found.setdefault(os.fsdecode(name), []).append(os.fsdecode(place))
     except (OSError, ValueError, struct.error):
         return {}
     return found
 
 
-def closure(paths: Iterable[str], loaded: Iterable[str]) -> set[str]:
-    """Return the paths of all that the files `paths` are loaded with, themselves left out, as the loader looks them up.
+def closure(paths: Iterable[str], loaded: Iterable[str], cache: str = _CACHE) -> set[str]:
+    """Return the paths of all that the files `paths` are loaded with, as the loader looks them up.
 
     loaded  libraries that the process has already, wherever it found them
+    cache   the loader's
     """
-    cache = read_cache()
+    known = read_cache(cache)
     by_name = {os.path.basename(path): path for path in loaded}
     found: set[str] = set()
-    waiting, seen = list(paths), set()
+    waiting = [needs for path in paths if (needs := read_needs(path)) is not None]
     while waiting:
-        path = waiting.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        needs = read_needs(path)
-        if needs is None:
-            continue
-        for name in needs.libraries:
-            places = [f"{directory}/{name}" for directory in needs.directories]
-            place = next((p for p in places if os.path.exists(p)), None)
-            place = place or cache.get(name) or by_name.get(name)
-            if place is not None and os.path.exists(place):
-                found.add(os.path.normpath(place))
-                waiting.append(place)
+        needs = waiting.pop()
         if needs.loader:
             found.add(needs.loader)
+        for name in needs.libraries:
+            places = [*(f"{directory}/{name}" for directory in needs.directories), *known.get(name, ())]
+            for place in map(os.path.normpath, [*places, by_name.get(name, name)]):
+                if place in found:
+                    break
+                # One for another machine, the loader passes over.
+                below = read_needs(place)
+                if below is not None:
+                    found.add(place)
+                    waiting.append(below)
+                    break
     return found

@@ -133,10 +133,22 @@ class Boxes:
         if what == "inspect":
             return inspect(attempt)
         if isinstance(what, list):
-            from pytest_nsbox.warden import roots
-
-            return roots.tell(*what)
+            return self._answer_about_image(attempt, what)
         raise ValueError(f"the sandbox fixture asked for {what!r}")
+
+    def _answer_about_image(self, attempt: Attempt, what: list[Any]) -> dict[str, Any]:
+        from pytest_nsbox.warden import roots
+
+        if what[0] != "commit":
+            return roots.tell(*what)
+        from pytest_nsbox.warden.engine import Engine
+
+        _, box, base, name, pause = what
+        engine = Engine(self.connect(attempt))
+        try:
+            return roots.commit(engine, box, base, name=name, pause=pause)
+        finally:
+            engine.close()
 
     def connect(self, attempt: Attempt) -> socket:
         """A connection to the warden for a test that asked for the means to start containers."""

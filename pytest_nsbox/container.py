@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pytest_nsbox.fixtures import Change
 from pytest_nsbox.leavings import Input, Result, decoded, raise_unless_zero, result, told_apart, usage
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.image import ImageConfig
+from pytest_nsbox.policy.record import record
 from pytest_nsbox.real import os
 from pytest_nsbox.warden.engine import Late, together
 
@@ -18,24 +20,55 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pytest_nsbox.nsbox import NsBox
+    from pytest_nsbox.policy.image import Image
     from pytest_nsbox.policy.spec import Spec
 
     Path = os.PathLike[str]
-
 STOP_PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL, as Docker's
+
+
+@record
+class Origin:
+    """What a box was started from: the arguments that it was given, and its image if its root is one."""
+
+    argv: tuple[str, ...] = ()
+    image: Image | None = None
+
+    def base(self, spec: Spec) -> dict[str, Any]:
+        """What `commit` must know, as plain values."""
+        config = (self.image.config if self.image is not None else ImageConfig()).committed(self.argv, spec)
+        found: dict[str, Any] = {"config": config.shown()}
+        if self.image is not None:
+            found.update({"id": self.image.id} if self.image.id else {"directory": self.image.layers[0]})
+        return found
+
+    def stop_signal(self) -> dict[str, Any]:
+        """The signal that asks it to stop, if it is not SIGTERM."""
+        name = self.image.config.stop_signal if self.image is not None else ""
+        if not name:
+            return {}
+        try:
+            return {
+                "signal": int(name) if name.isdigit() else signals.Signals["SIG" + name.upper().removeprefix("SIG")]
+            }
+        except KeyError:
+            raise BoxFailed(f"the image's config has StopSignal {name!r}: the name of a signal is expected") from None
+
+
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Box:
     """A container that runs, or has run. In a ``with`` statement it is stopped and removed at the end."""
 
-    def __init__(self, boxes: NsBox, state: dict[str, Any], spec: Spec) -> None:
+    def __init__(self, boxes: NsBox, state: dict[str, Any], spec: Spec, origin: Origin) -> None:
         self._boxes = boxes
         self._name: str = state["name"]
         self._pid: int = state["pid"]
         self._state = state
         self._left: dict[str, Any] | None = None  # of one that was removed
         self.spec = spec
+        self._origin = origin
 
     def __repr__(self) -> str:
         return f"<Box {self._name} {self.status}>"
@@ -148,9 +181,11 @@ class Box:
         self._ask("signal", signal=int(number))
 
     def stop(self, timeout: float = STOP_PATIENCE) -> int:
-        """SIGTERM, after ``timeout`` seconds SIGKILL; return the `returncode`. One that has ended is no error."""
+        """SIGTERM (or the image's StopSignal), after ``timeout`` seconds SIGKILL; return the `returncode`. One that has
+        ended is no error.
+        """
         if self._left is None:
-            self._state = self._ask("stop", seconds=timeout)
+            self._state = self._ask("stop", seconds=timeout, **self._origin.stop_signal())
         code: int = self._state["returncode"]
         return code
 
@@ -183,6 +218,20 @@ class Box:
         """Id, Name, State, ExitCode, Pid, Args, Env, Namespaces, Mounts, Cgroup, Networks, Limits and Image."""
         return dict(self._left["inspect"] if self._left is not None else self._ask("inspect"))
 
+    def commit(self, image: str | None = None, *, pause: bool = True) -> Image:
+        """Keep what it wrote to its root as a layer on its image, under the name ``image`` if one is given; return the
+        new image. The box goes on.
+
+        pause  let none of its processes run meanwhile
+
+        What is in volumes, tmpfs, /dev, and in the box's own /etc/hosts, /etc/hostname and /etc/resolv.conf is no part
+        of it. The config is the image's with what the box was started with: Cmd, Env, User and WorkingDir. From a box
+        with the host's root it is an image of the changes to that alone.
+        """
+        if self._left is not None:
+            raise BoxFailed(f"the box {self._name!r} was removed")
+        return self._boxes.commit(self._name, self._origin.base(self.spec), image, pause=pause)
+
     # --- how that is asked
 
     def _ask(self, do: str, *, with_output: bool = False, **fields: Any) -> Any:
@@ -210,7 +259,9 @@ class Box:
         self._left = {"inspect": inspected, "result": result, "frames": frames}
 
 
-def arguments(argv: Sequence[str | Path], least: int = 1) -> list[str]:
+def arguments(argv: Sequence[str | Path], image: Image | None = None) -> list[str]:
+    """The arguments of a program as texts; nothing at all only where an image may have a command."""
+    least = 1 if image is None else 0
     if isinstance(argv, (str, bytes)):
         raise TypeError(f"argv={argv!r}: not a list (accepted: a list such as ['sh', '-c', 'echo hello'])")
     found = [os.fspath(part) for part in argv]

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsbox import child, placement
-from pytest_nsbox.container import STOP_PATIENCE, Box, arguments, environment
+from pytest_nsbox.container import STOP_PATIENCE, Box, Origin, arguments, environment
 from pytest_nsbox.leavings import Input, Result, raise_unless_zero, result, told_apart
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.spec import Layer, Spec
@@ -85,8 +85,8 @@ class NsBox:
         text     stdout and stderr as text (UTF-8), else as bytes
         """
         joined = _joined(spec)
-        made = self.spec("nsbox.run", {**spec, "timeout": timeout})
-        fields = {**self._fields(argv, made, name), **joined}
+        made, image = self._read_image(self.spec("nsbox.run", {**spec, "timeout": timeout}))
+        fields = {**self._fields(arguments(argv, image), made, image, name), **joined}
         with Input(input) as fds:
             value, frames = told_apart(self.engine, "start", fds, {**fields, "run": True})
         found = result(value, frames, made, text=text)
@@ -121,9 +121,10 @@ class NsBox:
     def start(self, argv: Sequence[str | Path], *, name: str | None = None, **spec: Any) -> Box:
         """Start a program in a container of its own and return at once. BoxFailed if it cannot be started."""
         joined = _joined(spec)
-        made = self.spec("nsbox.start", spec)
-        state, _ = self.engine.ask("start", **self._fields(argv, made, name), **joined)
-        box = Box(self, state, made)
+        made, image = self._read_image(self.spec("nsbox.start", spec))
+        given = arguments(argv, image)
+        state, _ = self.engine.ask("start", **self._fields(given, made, image, name), **joined)
+        box = Box(self, state, made, Origin(tuple(given), image))
         self.boxes.append(box)
         return box
 
@@ -141,24 +142,34 @@ class NsBox:
             return roots.told(child.current.ask([do, self._rootdir, wanted, name]))
         return roots.told(roots.tell(do, self._rootdir, wanted, name))
 
-    def _fields(self, argv: Sequence[str | Path], spec: Spec, name: str | None) -> dict[str, Any]:
+    def commit(self, box: str, base: dict[str, Any], name: str | None, *, pause: bool) -> Image:
+        """Keep what the box named `box` wrote as an image; `Box.commit` is for tests."""
+        from pytest_nsbox.warden import roots
+
+        if child.current is not None:
+            return roots.told(child.current.ask(["commit", box, base, name, pause]))
+        return roots.told(roots.commit(self.engine, box, base, name=name, pause=pause))
+
+    def _fields(self, argv: list[str], spec: Spec, image: Image | None, name: str | None) -> dict[str, Any]:
         if name is not None and not _is_name(name):
             raise ValueError(f"name={name!r}: not a name (accepted: letters, digits and _ . - after the first)")
-        if spec.rootfs is None:
-            return self._own(arguments(argv), spec, name)
-        image = self._image("find", spec.rootfs)
-        whole = image.config.argv(arguments(argv, least=0))
-        return {**self._own(list(whole), image.config.applied(spec), name), "image": image.for_box()}
-
-    def _own(self, argv: list[str], spec: Spec, name: str | None) -> dict[str, Any]:
-        return {
-            "argv": argv,
+        whole = argv if image is None else list(image.config.argv(argv))
+        fields: dict[str, Any] = {
+            "argv": whole,
             "env": environment(dict(spec.env)),
             "workdir": spec.workdir,
             "user": spec.user,
             "name": name,
             "spec": spec.to_json(),
         }
+        return fields if image is None else {**fields, "image": image.for_box()}
+
+    def _read_image(self, spec: Spec) -> tuple[Spec, Image | None]:
+        """Return `spec` with the config of its image applied, and the image, if its root is one."""
+        if spec.rootfs is None:
+            return spec, None
+        image = self._image("find", spec.rootfs)
+        return image.config.applied(spec), image
 
     def volume(self, name: str) -> Volume:
         """Make a volume for ``volumes=["NAME:DST"]``, or find the one of that name. One that was made here is removed

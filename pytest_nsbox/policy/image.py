@@ -59,6 +59,14 @@ class ImageConfig:
             workdir=spec.workdir if spec.workdir is not None else self.workdir or None,
         )
 
+    def committed(self, argv: Sequence[str], spec: Spec) -> ImageConfig:
+        """Return the config of an image of a container that ran `argv` (what it was given, without the entrypoint) with
+        the `applied` spec, as Docker's commit writes it.
+        """
+        env = tuple((name, value) for name, value in spec.env if value is not None)
+        workdir, user = spec.workdir or self.workdir, spec.user or self.user
+        return replace(self, env=env, cmd=tuple(argv) or self.cmd, workdir=workdir, user=user)
+
     def shown(self) -> dict[str, object]:
         """Return it as `docker image inspect` spells it, without what is not set."""
         spelled: dict[str, object] = {

@@ -22,6 +22,7 @@ from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden import execute, volumes
 from pytest_nsbox.warden.acts import ACTS
 from pytest_nsbox.warden.box import begin_box, finish_box
+from pytest_nsbox.warden.commit import commit
 from pytest_nsbox.warden.container import Container, Process
 from pytest_nsbox.warden.order import LATER, Connection, Order, answer_not_started, make_program
 from pytest_nsbox.warden.wire import BrokenWireError
@@ -51,7 +52,7 @@ class Containers:
         self._timed = 0
         # How many there were at the same time, at most: as many roots are kept for others to come.
         self.at_once = 0
-        self._acts = {"start": Containers.start, **ACTS, **volumes.ACTS}
+        self._acts = {"start": Containers.start, "commit": commit, **ACTS, **volumes.ACTS}
 
     # --- connections
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Found = tuple[Any, bytes]
+    Answer = tuple[dict[str, Any], bytes, tuple[int, ...]]
 
 
 class Late(Exception):  # noqa: N818  # no error: what was waited for has not come yet
@@ -29,7 +30,7 @@ class Engine:
     def __init__(self, sock: _socket.socket) -> None:
         self._wire = Wire(sock)
         self._number = 0
-        self._answers: dict[int, tuple[dict[str, Any], bytes, tuple[int, ...]]] = {}
+        self._answers: dict[int, Answer] = {}
         self._changed = threading.Condition()
         # One of the waiting threads reads, for all.
         self._reading = False
@@ -41,6 +42,13 @@ class Engine:
         with what the warden says against it.
         """
         return self.answer(self.tell(do, fds, **fields))
+
+    def fetch(self, do: str, **fields: Any) -> tuple[Any, tuple[int, ...]]:
+        """Ask for descriptors, which the caller closes; return the value and them. BoxFailed as for `ask`."""
+        head, _, fds = self._wait(self.tell(do, **fields), None)
+        if "error" in head:
+            raise BoxFailed(head["error"])
+        return head["value"], fds
 
     def tell(self, do: str, fds: tuple[int, ...] = (), **fields: Any) -> int:
         """Ask for something; return the number by which `answer` waits for it."""
@@ -55,6 +63,9 @@ class Engine:
 
     def answer(self, number: int, timeout: float | None = None) -> Found:
         """Wait for the answer to `number`, at most `timeout` seconds: then `Late` is raised."""
+        return _read(*self._wait(number, timeout))
+
+    def _wait(self, number: int, timeout: float | None) -> Answer:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._changed:
@@ -64,7 +75,7 @@ class Engine:
                         raise Late
                     self._changed.wait(rest)
                 if number in self._answers:
-                    return _read(*self._answers.pop(number))
+                    return self._answers.pop(number)
                 if self.gone:
                     raise self._lost(self.gone)
                 self._reading = True

@@ -52,6 +52,10 @@ class Order:
             if file >= 0:
                 os.close(file)
 
+    def answer_with(self, value: object, fds: tuple[int, ...]) -> None:
+        """Answer with a value and descriptors, which stay the caller's."""
+        self._send({"n": self.number, "value": value}, fds=fds)
+
     def fail(self, text: str) -> None:
         """Answer that it did not work, and why."""
         self._send({"n": self.number, "error": text})

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager, nullcontext
 
 from pytest_nsbox.images import interpreter
+from pytest_nsbox.images.shelf import check_name
 from pytest_nsbox.images.store import Store
 from pytest_nsbox.policy.errors import BoxFailed, ImageError
 from pytest_nsbox.policy.image import Image, read_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.engine import Engine
 
 
 def resolve(spec: Spec, rootdir: str) -> tuple[Spec, tuple[object, ...]]:
@@ -36,6 +40,68 @@ def tell(do: str, rootdir: str, wanted: str, name: str | None = None) -> dict[st
         image = store.add(os.path.join(rootdir, wanted), name) if do == "add" else store.find(wanted, rootdir)
     except ImageError as error:
         return {"error": str(error)}
+    return _plain(image)
+
+
+def commit(engine: Engine, box: str, base: dict[str, Any], *, name: str | None, pause: bool) -> dict[str, Any]:
+    """Keep what the box named `box` wrote as an image; return that as `tell` does. The process that does it has the
+    store.
+
+    base   "id" or "directory" of the image that the box was started from, and the new image's "config"
+    pause  let nobody write meanwhile
+    """
+    store = Store()
+    try:
+        if name is not None:
+            check_name(name)
+        with _paused(engine, box) if pause else nullcontext():
+            value, fds = engine.fetch("commit", box=box)
+            try:
+                image = store.commit(
+                    _parent(store, base),
+                    fds[0],
+                    merged=fds[1],
+                    root_id=value["root"],
+                    leave_out=value["leave_out"],
+                    config=read_config(base["config"]),
+                )
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            # One that was removed meanwhile took half of its files along.
+            engine.ask("state", box=box)
+            if name is not None:
+                store.give_names(image, [name])
+    except BoxFailed as error:
+        return {"error": str(error)}
+    return _plain(store.find(image.id))
+
+
+def _parent(store: Store, base: dict[str, Any]) -> Image | None:
+    if base.get("id"):
+        return store.find(base["id"])
+    return Image(layers=(base["directory"],)) if base.get("directory") else None
+
+
+@contextmanager
+def _paused(engine: Engine, box: str) -> Iterator[None]:
+    if engine.ask("state", box=box)[0]["status"] != "running":
+        yield
+        return
+    try:
+        engine.ask("pause", box=box)
+    except BoxFailed:
+        # It has ended in between.
+        if engine.ask("state", box=box)[0]["status"] != "exited":
+            raise
+    try:
+        yield
+    finally:
+        if engine.ask("state", box=box)[0]["status"] == "paused":
+            engine.ask("resume", box=box)
+
+
+def _plain(image: Image) -> dict[str, Any]:
     return {
         "id": image.id,
         "names": list(image.names),

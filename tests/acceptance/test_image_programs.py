@@ -110,3 +110,32 @@ def test_a_python_of_the_images_own(runs: Runs):
         """,
     )
     assert "1 passed" in text
+
+
+COMMITS = """
+    import pytest
+
+    @pytest.fixture(scope="session")
+    def prepared(nsbox_session):
+        with nsbox_session.start(["sh", "-c", "echo ready > /state"], rootfs="box") as box:
+            box.wait()
+            return box.commit("prepared").id
+
+    @pytest.mark.parametrize("n", range(3))
+    def test_starts_from_it(nsbox, prepared, n):
+        assert nsbox.run(["cat", "/state"], rootfs=prepared, check=True).stdout == "ready\\n"
+
+    def test_commits_by_itself(nsbox, nsbox_session):
+        with nsbox.start(["touch", "/own"], rootfs="prepared") as box:
+            box.wait()
+            image = box.commit("own")
+        assert len(image.layers) == 3
+        assert nsbox.run(["ls", "/own", "/state"], rootfs="own", check=True)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox-all",)], ids=["unboxed", "boxed"])
+def test_a_fixture_commits_what_it_prepared(runs: Runs, cache: Path, options: tuple[str, ...]):
+    Store(str(cache / "pytest-nsbox")).add(str(rootfs("busybox")), "box")
+    text = run(runs, COMMITS, *options)
+    assert "4 passed" in text, text

@@ -1,0 +1,163 @@
+"""A box's root kept as an image: what goes into the layer, and boxes that are started from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_nsbox import BoxFailed
+from pytest_nsbox.images.store import Store
+from pytest_nsbox.nsbox import NsBox
+from pytest_nsbox.warden.client import Warden
+from tests.rootfs import rootfs
+
+pytestmark = [pytest.mark.needs("root", "overlay", "user namespace", "debian archive"), pytest.mark.keeps_running]
+
+CACHE = Path.home() / ".cache/pytest-nsbox-rootfs"
+
+
+@pytest.fixture
+def boxes(warden: Warden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NsBox]:
+    """Containers, and a store of this test's own with the image `base`."""
+    monkeypatch.setenv("NSBOX_ROOTFS_CACHE", os.environ.get("NSBOX_ROOTFS_CACHE", str(CACHE)))
+    root = tmp_path / "root"
+    shutil.copytree(rootfs("busybox"), root, symlinks=True)
+    for name in ("keep", "gone", "replaced/old", "renamed/inside"):
+        path = root / "srv" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = NsBox(warden.connect, str(tmp_path))
+    made.image(root, "base")
+    yield made
+    made.close()
+
+
+def test_what_was_added_changed_and_deleted_is_in_the_image(boxes: NsBox):
+    script = """
+        set -e
+        cd /srv
+        echo changed > keep; rm gone; rm -r replaced; mkdir replaced; echo new > replaced/new; mv renamed moved
+        mkdir -m 1770 /own; echo mine > /own/file; chown -R 77:88 /own; chmod 4755 /own/file; ln /own/file /own/link
+        ln -s /srv/keep /own/symlink; mkfifo /own/fifo
+    """
+    with boxes.start(["sleep", "60"], rootfs="base") as box:
+        box.exec(["sh", "-c", script], check=True)
+        image = box.commit("made:1")
+        assert image.names == ("made:1",)
+        assert len(image.layers) == 2
+        assert box.status == "running"
+    shown = "cd /srv; cat keep; ls; ls replaced moved; stat -c '%n %a %u:%g %h' /own /own/file; readlink /own/symlink"
+    found = boxes.run(["sh", "-c", shown], rootfs="made:1", check=True).stdout
+    assert found.split("\n")[:-1] == [
+        *("changed", "keep", "moved", "replaced"),
+        *("moved:", "inside", "", "replaced:", "new"),
+        *("/own 1770 77:88 2", "/own/file 4755 77:88 2", "/srv/keep"),
+    ]
+    layer = Path(image.layers[1])
+    # As the image's users see it, without the shift of the box.
+    assert (layer / "srv/keep").stat().st_uid == 0
+    assert not (layer / "dev").exists()
+    assert boxes.run(["cat", "/srv/gone"], rootfs="base", check=True).stdout == "gone"
+
+
+def test_mounts_and_the_init_layer_stay_out(boxes: NsBox, tmp_path: Path):
+    (tmp_path / "bound").mkdir()
+    mounts: dict[str, Any] = {
+        "volumes": ["data:/data/deep", f"{tmp_path}/bound:/bound", "only:/new/only"],
+        "tmpfs": ["/scratch"],
+    }
+    script = "for d in /data /data/deep /bound /new/only /scratch /dev /work; do echo x > $d/file; done; "
+    with boxes.start(
+        ["sh", "-c", script + "echo x >> /etc/hosts; echo x > /etc/other"], rootfs="base", workdir="/work", **mounts
+    ) as box:
+        assert box.wait() == 0
+        image = box.commit()
+    layer = Path(image.layers[-1])
+    files = sorted(str(path.relative_to(layer)) for path in layer.rglob("*") if not path.is_dir())
+    assert files == ["data/file", "etc/other", "work/file"]
+    assert sorted(path.name for path in layer.iterdir()) == ["data", "etc", "work"]
+    assert list((layer / "data").iterdir()) == [layer / "data/file"]
+
+
+def test_the_config_is_that_of_the_box(boxes: NsBox):
+    with boxes.start(["sleep", "60"], rootfs="base", env={"A": "1"}, workdir="/srv", user=7) as box:
+        config = box.commit("configured").config
+    assert (config.cmd, config.workdir, config.user) == (("sleep", "60"), "/srv", "7")
+    result = boxes.run(["sh", "-c", "echo $A; pwd; id -u"], rootfs="configured")
+    assert result.stdout.split() == ["1", "/srv", "7"]
+    with boxes.start([], rootfs="configured") as again:
+        assert again.inspect()["Args"] == ["sleep", "60"]
+        # What runs in a box later has its environment as well.
+        assert again.exec(["sh", "-c", "echo $A; pwd; id -u"]).stdout.split() == ["1", "/srv", "7"]
+
+
+def test_nobody_writes_meanwhile_and_a_paused_box_stays_paused(boxes: NsBox):
+    script = "while :; do echo x >> /one; echo x >> /two; done"
+    with boxes.start(["sh", "-c", script], rootfs="base") as box:
+        while box.exec(["test", "-s", "/two"]).returncode != 0:
+            time.sleep(0.01)
+        layer = Path(box.commit().layers[-1])
+        assert (layer / "one").stat().st_size - (layer / "two").stat().st_size in (0, 2)
+        assert box.status == "running"
+        box.pause()
+        box.commit()
+        assert box.status == "paused"
+        box.resume()
+
+
+def test_a_chain_of_commits(boxes: NsBox):
+    name = "base"
+    for number in range(3):
+        with boxes.start(["sh", "-c", f"echo {number} >> /log; rm -f /layer{number - 1}; touch /layer{number}"],
+                         rootfs=name) as box:  # fmt: skip
+            assert box.wait() == 0
+            name = f"step{number}"
+            image = box.commit(name)
+    assert len(image.layers) == 4
+    assert boxes.run(["sh", "-c", "cat /log; ls /"], rootfs=name).stdout.split()[:3] == ["0", "1", "2"]
+    assert "layer0" not in boxes.run(["ls", "/"], rootfs=name).stdout
+
+
+def test_twenty_boxes_from_a_commit(boxes: NsBox):
+    with boxes.start(["sh", "-c", "echo prepared > /state"], rootfs="base") as box:
+        box.wait()
+        box.commit("prepared")
+    started = [
+        boxes.start(["sh", "-c", f"cat /state; echo {n} > /state; cat /state"], rootfs="prepared") for n in range(20)
+    ]
+    assert [box.wait(20) for box in started] == [0] * 20
+    assert [box.logs() for box in started] == [f"prepared\n{n}\n" for n in range(20)]
+
+
+def test_a_box_with_a_directory_or_the_host_for_a_root(boxes: NsBox, tmp_path: Path):
+    with boxes.start(["touch", "/new"], rootfs="./root") as box:
+        box.wait()
+        assert len(box.commit("from-directory").layers) == 2
+    assert not (tmp_path / "root/new").exists()
+    assert boxes.run(["ls", "/new"], rootfs="from-directory").returncode == 0
+    with boxes.start(["touch", "/nsbox-new"]) as box:
+        box.wait()
+        (layer,) = box.commit().layers
+    assert os.listdir(layer) == ["nsbox-new"]
+
+
+def test_what_cannot_be_committed_is_told(boxes: NsBox):
+    with (
+        boxes.start(["true"], rootfs="base") as box,
+        pytest.raises(BoxFailed, match=r"'a b' is no name of an image \(accepted: letters"),
+    ):
+        box.commit("a b")
+    with pytest.raises(BoxFailed, match=f"the box '{box.name}' was removed"):
+        box.commit("late")
+    with boxes.start(["touch", "/.wh.odd"], rootfs="base") as box:
+        box.wait()
+        with pytest.raises(BoxFailed, match=r"no layer can hold a name that begins with '\.wh\.'"):
+            box.commit("odd")
+    assert not any("odd" in name for name in Store().names())

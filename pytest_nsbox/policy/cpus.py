@@ -33,6 +33,14 @@ def cpu_list(cpus: tuple[int, ...]) -> str:
     return f"{format_cpuset(cpus)}\n"
 
 
+def cpu_mask(host: str, cpus: tuple[int, ...]) -> str:
+    """The kernel's text of a mask of CPUs, as wide as ``host``: 32 bits in hexadecimal digits between two commas."""
+    bits = sum(1 << cpu for cpu in cpus)
+    groups = host.strip().split(",")
+    words = [(bits >> 32 * (len(groups) - 1 - index)) & 0xFFFFFFFF for index in range(len(groups))]
+    return ",".join(f"{word:0{len(group)}x}" for word, group in zip(words, groups, strict=True)) + "\n"
+
+
 def cpuinfo_text(host: str, cpus: tuple[int, ...]) -> str:
     """/proc/cpuinfo with the blocks of ``cpus`` alone; counts of siblings and cores are of those."""
     blocks = [block for block in host.split("\n\n") if block.strip("\n")]

@@ -1,9 +1,9 @@
 """The text of /proc files as a box with ``proc="limits"`` sees them: the host's keys, order and widths, with the box's
 numbers.
 
-What the kernel counts for the whole machine only (interrupts, context switches, vmalloc, the direct map, huge pages)
-stays the host's. Formats: proc(5), and of the kernel's sources fs/proc/{meminfo,stat,uptime,loadavg}.c, mm/swapfile.c,
-block/genhd.c.
+What the kernel counts for the whole machine only stays the host's: interrupts and context switches, as many as came
+since the box began; vmalloc, the direct map, huge pages. Formats: proc(5), and of the kernel's sources
+fs/proc/{meminfo,stat,uptime,loadavg}.c, mm/swapfile.c, block/genhd.c.
 """
 
 from __future__ import annotations
@@ -133,11 +133,13 @@ class Stat:
         self._btime = btime
         self._columns = next((len(line.split()) - 1 for line in host.splitlines() if line.startswith("cpu ")), 10)
         self._idle = [0] * len(cpus)
+        self._began = _counters(host)
+        self._rest: list[tuple[str, str]] = []
         self.set_host(host)
 
     def set_host(self, host: str) -> None:
-        """Take the machine's own counters (interrupts, context switches) from the host's text."""
-        self._rest = [line for line in host.splitlines() if line and not line.startswith("cpu")]
+        """Take the machine's own counters (interrupts, context switches) from the host's text, as they were first."""
+        self._rest = [(key, _since(self._began.get(key, []), now)) for key, now in _counters(host).items()]
 
     @property
     def idle(self) -> float:
@@ -162,9 +164,7 @@ class Stat:
             "procs_running": max(1, tasks.running),
             "procs_blocked": tasks.blocked,
         }
-        for line in self._rest:
-            key = line.partition(" ")[0]
-            lines.append(f"{key} {own[key]}" if key in own else line)
+        lines += [f"{key} {own.get(key, counted)}" for key, counted in self._rest]
         return "\n".join(lines) + "\n"
 
     def _row(self, name: str, used: tuple[int, int], idle: int) -> str:
@@ -179,6 +179,22 @@ class Stat:
         user = max(0, use.user - sum(each for each, _ in known)) // count
         system = max(0, use.system - sum(each for _, each in known)) // count
         return [((here + user) // _TICK, (kernel + system) // _TICK) for here, kernel in known]
+
+
+def _counters(host: str) -> dict[str, list[str]]:
+    """What the lines of /proc/stat that are no CPU's count."""
+    rows = (line.split(" ") for line in host.splitlines())
+    return {row[0]: row[1:] for row in rows if len(row) > 1 and not row[0].startswith("cpu")}
+
+
+def _since(began: list[str], now: list[str]) -> str:
+    # Interrupts may get more columns while the machine runs. Most are as they were.
+    began = began + ["0"] * (len(now) - len(began))
+    return " ".join(["0" if was == to else _difference(was, to) for was, to in zip(began, now, strict=False)])
+
+
+def _difference(was: str, to: str) -> str:
+    return str(max(0, int(to) - int(was))) if was.isdigit() and to.isdigit() else to
 
 
 def uptime_text(uptime: float, idle: float) -> str:

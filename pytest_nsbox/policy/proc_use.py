@@ -31,7 +31,8 @@ TASKS_FILE = "pids.current"
 @record
 class MemoryUse:
     """Bytes. ``used`` is all that counts against the limit; ``file`` holds ``shmem`` (tmpfs) too, as in the kernel's
-    Cached; ``limit`` is the smallest of this group's and those above it, where the kernel tells (v1).
+    Cached; ``faults`` are counted since the group was made; ``limit`` is the smallest of this group's and those above
+    it, where the kernel tells (v1).
     """
 
     used: int = 0
@@ -56,6 +57,8 @@ class MemoryUse:
     percpu: int = 0
     swap: int = 0
     swap_cached: int = 0
+    faults: int = 0
+    major_faults: int = 0
     limit: int | None = None
 
 
@@ -75,6 +78,8 @@ _MEMORY_KEYS = {
         "anon_huge": "total_rss_huge",
         "swap": "total_swap",
         "swap_cached": "total_swapcached",
+        "faults": "total_pgfault",
+        "major_faults": "total_pgmajfault",
         "limit": "hierarchical_memory_limit",
     },
     2: {
@@ -98,6 +103,8 @@ _MEMORY_KEYS = {
         "page_tables": "pagetables",
         "percpu": "percpu",
         "swap_cached": "swapcached",
+        "faults": "pgfault",
+        "major_faults": "pgmajfault",
     },
 }
 

@@ -28,6 +28,7 @@ from contextlib import suppress
 from pytest_nsbox.kernel.listener import NARROW, Listener
 from pytest_nsbox.policy import cpus, proc_files, proc_use
 from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.proc_vmstat import Vmstat
 from pytest_nsbox.policy.sysinfo import SysInfo
 
 TYPE_CHECKING = False
@@ -127,6 +128,8 @@ class View:
         self._add("/proc/stat", self._stat.render(uptime, proc_use.CpuUse(), self._tasks))
         self._add("/proc/uptime", proc_files.uptime_text(uptime, self._stat.idle))
         self._add("/proc/loadavg", self._load.render(self._tasks))
+        self._vmstat = Vmstat(host("/proc/vmstat"), os.sysconf("SC_PAGE_SIZE"))
+        self._add("/proc/vmstat", self._render_vmstat(use))
         if self._counters.keys() & set(proc_use.DISK_FILES[self._version]):
             self._add("/proc/diskstats", proc_files.diskstats_text(host("/proc/diskstats"), self._disks()))
         if self.cpus != views.online or views.nested:
@@ -138,7 +141,10 @@ class View:
         for name in views.cpu_lists:
             self._add(f"{DEVICES}/{name}", cpus.cpu_list(self.cpus), live=False)
         for place, there in views.nodes:
-            self._add(place, cpus.cpu_list(tuple(cpu for cpu in there if cpu in self.cpus)), live=False)
+            here = tuple(cpu for cpu in there if cpu in self.cpus)
+            self._add(f"{place}/cpulist", cpus.cpu_list(here), live=False)
+            if mask := views.host(f"{place}/cpumap"):
+                self._add(f"{place}/cpumap", cpus.cpu_mask(mask, here), live=False)
         # As those of CPUs that are off: a directory with nothing in it.
         hidden = [cpu for cpu in views.online if cpu not in self.cpus]
         self.files += [(f"{DIRECTORY}/{EMPTY}", f"{DEVICES}/cpu/cpu{cpu}") for cpu in hidden]
@@ -160,6 +166,12 @@ class View:
             fd = self._node.open_counter(file) if file else None
             if fd is not None:
                 self._counters[file] = fd
+
+    def _render_vmstat(self, use: proc_use.MemoryUse) -> str:
+        meminfo = self._meminfo
+        free = None if meminfo is None else meminfo.free(use)
+        swapped = meminfo is None or meminfo.swap_total > 0
+        return self._vmstat.render(use, self._disks(), free=free, swapped=swapped)
 
     def _read(self, file: str) -> str:
         fd = self._counters.get(file)
@@ -262,6 +274,8 @@ class View:
             self._sampled = now
             self._load.sample(self._tasks.running + self._tasks.blocked)
         self._files["/proc/loadavg"].write(self._load.render(self._tasks))
+        self._vmstat.set_host(self._views.host("/proc/vmstat"))
+        self._files["/proc/vmstat"].write(self._render_vmstat(self._memory()))
         if "/proc/diskstats" in self._files:
             text = proc_files.diskstats_text(self._views.host("/proc/diskstats"), self._disks())
             self._files["/proc/diskstats"].write(text)

@@ -51,14 +51,14 @@ class Views:
         self.root = self._mount()
 
     def _find_nodes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Return the memory nodes' lists of CPUs, each with what is in it."""
+        """Return the directories of the memory nodes, each with its CPUs."""
         found: list[tuple[str, tuple[int, ...]]] = []
         directory = f"{DEVICES}/node"
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             place = f"{directory}/{name}/cpulist"
             if name.removeprefix("node").isdigit() and os.path.exists(place):
                 text = read(place).strip()
-                found.append((place, parse_cpuset(text) if text else ()))
+                found.append((f"{directory}/{name}", parse_cpuset(text) if text else ()))
         return found
 
     def _mount(self) -> int:

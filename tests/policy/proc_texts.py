@@ -71,6 +71,25 @@ procs_blocked 0
 softirq 13243003 0 1216711 25597 47123 1562546 0 6 1636176 0 8754844
 """
 
+VMSTAT = """\
+nr_free_pages 5371060
+nr_zone_write_pending 40
+nr_anon_pages 31062
+nr_file_pages 613000
+nr_dirtied 5600100
+nr_kernel_stack 3936
+nr_page_table_pages 1100
+numa_hit 900000000
+pgpgin 27608093
+pgpgout 52812096
+pswpin 12
+pswpout 34
+pgfault 700000000
+pgmajfault 7000
+oom_kill 3
+nr_unstable 0
+"""
+
 CPUINFO_X86 = "".join(
     f"processor\t: {number}\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nphysical id\t: {number // 4}\n"
     f"siblings\t: 4\ncore id\t\t: {number % 4 // 2}\ncpu cores\t: 2\nflags\t\t: fpu vme de\npower management:\n\n"
@@ -112,6 +131,8 @@ total_dirty 8192
 total_writeback 0
 total_swap 12288
 total_swapcached 0
+total_pgfault 400
+total_pgmajfault 4
 total_inactive_anon 50331648
 total_active_anon 2097152
 total_inactive_file 31457280
@@ -143,6 +164,8 @@ active_file 9437184
 unevictable 0
 slab_reclaimable 1048576
 slab_unreclaimable 524288
+pgfault 400
+pgmajfault 4
 """,
     "memory.swap.current": "12288\n",
 }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_nsbox.policy.cpus import choose_cpus, cpu_list, cpuinfo_text
+from pytest_nsbox.policy.cpus import choose_cpus, cpu_list, cpu_mask, cpuinfo_text
 from pytest_nsbox.policy.spec import Spec
 from tests.policy.proc_texts import CPUINFO_ARM, CPUINFO_X86
 
@@ -41,6 +41,19 @@ def test_only_allowed_cpus_are_chosen(cpu: float, allowed: set[int], start: int)
 def test_lists_are_the_kernels():
     assert cpu_list((0, 1, 3)) == "0-1,3\n"
     assert cpu_list(()) == "\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "seen", "mask"),
+    [
+        ("3", (1,), "2"),
+        ("ff", (0, 3), "09"),
+        ("f,ffffffff", (1, 32), "1,00000002"),
+        ("00000000,00000003", (0,), "00000000,00000001"),
+    ],
+)
+def test_masks_are_as_wide_as_the_hosts(host: str, seen: tuple[int, ...], mask: str):
+    assert cpu_mask(f"{host}\n", seen) == f"{mask}\n"
 
 
 @given(st.sets(st.integers(0, 7), min_size=1))

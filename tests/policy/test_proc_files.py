@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pytest_nsbox.policy import proc_files as files
 from pytest_nsbox.policy.proc_use import CpuUse, DiskUse, MemoryUse, Tasks, cpu_use, disk_use, memory_use, read_task
+from pytest_nsbox.policy.proc_vmstat import Vmstat
 from pytest_nsbox.policy.record import fields
-from tests.policy.proc_texts import DISKSTATS, MEMINFO, MEMORY_V1, MEMORY_V2, STAT, SWAPS
+from tests.policy.proc_texts import DISKSTATS, MEMINFO, MEMORY_V1, MEMORY_V2, STAT, SWAPS, VMSTAT
 
 MIB = 1 << 20
 SIZES = st.integers(0, 1 << 44)
@@ -132,6 +133,48 @@ def test_times_of_stat_never_run_backwards(steps: list[tuple[float, int]]) -> No
         rows.append([int(part) for part in stat.render(uptime, CpuUse(used, 0), Tasks()).split("\n")[0].split()[1:]])
     assert all(a <= b for before, after in pairwise(rows) for a, b in zip(before, after, strict=True))
     assert stat.idle == rows[-1][3] / 100
+
+
+def test_interrupts_and_switches_count_from_the_begin_of_the_box() -> None:
+    stat = files.Stat(STAT, (0,), 0)
+    assert {"intr 0 0 0 0 0 0", "ctxt 0"} < set(stat.render(1.0, CpuUse(), Tasks()).splitlines())
+    stat.set_host("intr 46965390 0 0 25 0 1562452 7\nctxt 316611600\nnew 5\nodd word\n")
+    rest = stat.render(2.0, CpuUse(), Tasks()).splitlines()[2:]
+    # A counter that ran backwards is as at the begin; a column or a line that is new began at 0.
+    assert rest == ["intr 5 0 0 0 0 5 7", "ctxt 0", "new 5", "odd word"]
+
+
+@pytest.mark.parametrize(("version", "texts"), [(1, MEMORY_V1), (2, MEMORY_V2)])
+def test_vmstat_holds_what_the_box_has_and_counts_since_it_began(version: int, texts: dict[str, str]) -> None:
+    use = memory_use(version, *texts.values())
+    vmstat = Vmstat(VMSTAT, 4096)
+    vmstat.set_host(VMSTAT.replace("900000000", "900000007").replace("5600100", "5600099"))
+    text = vmstat.render(use, {(8, 0): DiskUse(3, 8192, 2, 5000)}, free=1 << 20, swapped=False)
+    assert [line.split()[0] for line in text.splitlines()] == [line.split()[0] for line in VMSTAT.splitlines()]
+    assert {line.split()[0]: int(line.split()[1]) for line in text.splitlines()} == {
+        "nr_free_pages": 256,
+        "nr_zone_write_pending": 2,
+        "nr_anon_pages": 12800,
+        "nr_file_pages": 10240,
+        "nr_dirtied": 0,
+        "nr_kernel_stack": use.kernel_stack >> 10,
+        "nr_page_table_pages": use.page_tables >> 12,
+        "numa_hit": 7,
+        "pgpgin": 8,
+        "pgpgout": 4,
+        "pswpin": 0,
+        "pswpout": 0,
+        "pgfault": 400,
+        "pgmajfault": 4,
+        "oom_kill": 0,
+        "nr_unstable": 0,
+    }
+
+
+def test_vmstat_of_a_box_without_a_memory_limit_keeps_the_machines_pages() -> None:
+    text = Vmstat(VMSTAT, 4096).render(MemoryUse(anon=4096), {}, free=None, swapped=True)
+    assert {"nr_free_pages 5371060", "nr_anon_pages 31062", "pgpgin 0", "numa_hit 0"} < set(text.splitlines())
+    assert Vmstat("", 4096).render(MemoryUse(), {}, free=None, swapped=True) == ""
 
 
 def test_what_ran_on_other_cpus_is_shared_out() -> None:

@@ -27,7 +27,7 @@ MIB = 1 << 20
 LATE = 0.2  # seconds that numbers may be behind
 SMALL: dict[str, Any] = {"mem": 96 * MIB, "swap": 0, "cpu": 0.5, "proc": "limits"}
 NODES = os.path.isdir("/sys/devices/system/node")
-FILES = ("meminfo", "cpuinfo", "stat", "uptime", "loadavg", "swaps")
+FILES = ("meminfo", "cpuinfo", "stat", "uptime", "loadavg", "swaps", "vmstat")
 
 
 def text(path: str) -> str:
@@ -53,6 +53,7 @@ def test_every_file_has_the_hosts_keys_in_their_order(warden: Warden):
 
     box, host = run(warden, look, **SMALL), look()
     assert keys(box["meminfo"]) == keys(host["meminfo"])
+    assert keys(box["vmstat"]) == keys(host["vmstat"])
     assert [len(line) for line in box["meminfo"].splitlines()] == [len(line) for line in host["meminfo"].splitlines()]
     rest = [key for key in keys(host["stat"]) if not key.startswith("cpu")]
     assert keys(box["stat"])[2:] == rest
@@ -131,6 +132,7 @@ def test_cpus_agree_in_every_place(warden: Warden):
             "count": (os.cpu_count(), os.sysconf("SC_NPROCESSORS_ONLN"), os.sysconf("SC_NPROCESSORS_CONF")),
             "lists": [text(f"/sys/devices/system/cpu/{name}") for name in ("online", "possible", "present")],
             "nodes": "".join(text(f"/sys/devices/system/node/{name}/cpulist").strip() for name in nodes),
+            "masks": sum(int(text(f"/sys/devices/system/node/{name}/cpumap").replace(",", ""), 16) for name in nodes),
             "cpuinfo": re.findall(r"^processor\s*: (\d+)$", text("/proc/cpuinfo"), re.MULTILINE),
             "stat": re.findall(r"^cpu(\d+) ", text("/proc/stat"), re.MULTILINE),
             "with_topology": [
@@ -145,6 +147,7 @@ def test_cpus_agree_in_every_place(warden: Warden):
         assert found["count"] == (1, 1, 1)
         assert found["lists"] == [f"{cpu}\n"] * 3
         assert found["nodes"] == (str(cpu) if NODES else "")
+        assert found["masks"] == (1 << cpu if NODES else 0)
         assert found["cpuinfo"] == found["stat"] == [str(cpu)]
         assert found["with_topology"] == [f"cpu{cpu}"]
 

@@ -79,6 +79,8 @@ class Session:
         self._ready: list[Tree] = []
         # The last tree that can hold a volume that was removed, by the volume's name.
         self._dropped: dict[str, int] = {}
+        # Volumes that a box of an image had.
+        self.filled: set[str] = set()
 
     def open(self) -> None:
         """Make all of it. Raises KernelError or BoxFailed."""
@@ -229,6 +231,10 @@ class Session:
         self.make_volumes(plan)
         if plan.image:
             self.images.prepare(plan)
+            if any(kind == "volume" for kind, _ in plan.sources()):
+                from pytest_nsbox.warden.takeover import fill_volumes
+
+                fill_volumes(self, plan)
         self._trees += 1
         tree = Tree(self, self._trees, plan)
         try:
@@ -277,6 +283,7 @@ class Session:
             self._ready.remove(tree)
         # A box that has just ended may give its tree back later.
         self._dropped[name] = self._trees
+        self.filled.discard(name)
         gone = f"volumes/.{os.urandom(6).hex()}"
         files.attempt("rename", f"volume {name}", os.rename, f"volumes/{name}", gone)
         return [*(tree.remove for tree in trees), lambda: files.remove_tree(gone)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +162,56 @@ def test_what_cannot_be_committed_is_told(boxes: NsBox):
         with pytest.raises(BoxFailed, match=r"no layer can hold a name that begins with '\.wh\.'"):
             box.commit("odd")
     assert not any("odd" in name for name in Store().names())
+
+
+class TestNewVolumes:
+    """A new named volume takes over what the image has at its place, as in Docker."""
+
+    @pytest.fixture
+    def image(self, boxes: NsBox, tmp_path: Path) -> str:
+        data = tmp_path / "root/data"
+        (data / "sub").mkdir(parents=True)
+        (data / "file").write_text("text")
+        os.chown(data / "file", 77, 88)
+        (data / "file").chmod(0o4711)
+        os.setxattr(data / "file", "user.told", b"yes")
+        os.link(data / "file", data / "sub/link")
+        (data / "symlink").symlink_to("/etc/hosts")
+        os.chown(data / "symlink", 5, 6, follow_symlinks=False)
+        os.mkfifo(data / "fifo")
+        with open(data / "sparse", "wb") as file:
+            file.truncate(100 << 20)
+            file.seek(50 << 20)
+            file.write(b"middle")
+        os.utime(data / "file", (1000, 1000))
+        data.chmod(0o1750)
+        os.chown(data, 7, 8)
+        (tmp_path / "root/way").symlink_to("data/sub")
+        boxes.image(tmp_path / "root", "with-data")
+        return "with-data"
+
+    def test_it_takes_over_what_the_image_has_at_its_place(self, boxes: NsBox, image: str):
+        shown = "cd $0; stat -c '%n %a %u:%g %h %F %Y' . file symlink fifo; stat -c '%s %b' sparse; cat file"
+        plain = boxes.run(["sh", "-c", shown, "/data"], rootfs=image, check=True).stdout.split("\n")
+        boxes.volume("taken")
+        taken = boxes.run(["sh", "-c", shown, "/data"], rootfs=image, volumes=["taken:/data"], check=True)
+        assert taken.stdout.split("\n") == plain
+        assert "file 4711 77:88 2 regular file 1000" in plain
+        size, blocks = (int(number) for number in plain[4].split())
+        assert (size, blocks < 1000) == (100 << 20, True)
+        tell = "import os; print(os.getxattr('/mnt/file', 'user.told'), os.path.samefile('/mnt/file', '/mnt/sub/link'))"
+        assert boxes.run([sys.executable, "-c", tell], volumes=["taken:/mnt"]).stdout == "b'yes' True\n"
+
+    def test_only_a_new_one(self, boxes: NsBox, image: str):
+        volume = boxes.volume("used")
+        boxes.run(["sh", "-c", "rm -r /data/*"], rootfs=image, volumes=["used:/data"], check=True)
+        assert boxes.run(["ls", "/data"], rootfs=image, volumes=["used:/data"], check=True).stdout == ""
+        volume.remove()
+        boxes.volume("used")
+        assert "file" in boxes.run(["ls", "/data"], rootfs=image, volumes=["used:/data:ro"], check=True).stdout
+        boxes.run(["touch", "/other/mine"], volumes=["mine:/other"], check=True)
+        assert boxes.run(["ls", "/data"], rootfs=image, volumes=["mine:/data"], check=True).stdout == "mine\n"
+        assert boxes.run(["ls", "/none"], rootfs=image, volumes=["empty:/none"], check=True).stdout == ""
+
+    def test_a_link_in_the_image_is_followed_inside_of_it(self, boxes: NsBox, image: str):
+        assert boxes.run(["ls", "/way"], rootfs=image, volumes=["linked:/way"], check=True).stdout == "link\n"

@@ -54,8 +54,9 @@ class _Handlers:
     def _fork(self, box: Box, in_child: Callable[[], None]) -> int:
         self._box, self._in_child = box, in_child
         try:
-            if sys.version_info >= (3, 12) and threading.active_count() > 1:
-                # os.fork warns of threads; ours are accounted for, and the user's filters may make it an error
+            if sys.version_info >= (3, 12):
+                # os.fork warns of threads, also of those that threading does not know (execnet's, a library's own);
+                # they are accounted for, and the user's filters may make it an error
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)
                     return os.fork()

@@ -90,7 +90,7 @@ def test_pytests_own_hooks_are_told_from_others(pytester: pytest.Pytester):
 
     config.pluginmanager.register(Foreign())
     lines = internals.call_own(
-        config, config.hook.pytest_report_header, {"config": config, "start_path": config.rootpath}
+        config, config.pluginmanager.hook.pytest_report_header, {"config": config, "start_path": config.rootpath}
     )
     assert not called
     assert any("rootdir" in str(line) for line in lines)

@@ -1,7 +1,6 @@
 """Directories that are worked in aside: removed at the end, or by a later process if their maker was killed.
 
-Each is flocked by its maker. Removing works with descriptors and flattens as it goes: what an archive unpacked may be
-deeper than any path or stack.
+Each is flocked by its maker.
 """
 
 from __future__ import annotations
@@ -9,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 from typing import TYPE_CHECKING
+
+from pytest_nsbox.kernel import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,7 @@ def directory(parent: str) -> Iterator[str]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield path
     finally:
-        if os.path.isdir(path):
-            remove(parent, os.path.basename(path))
+        files.remove_tree(path)
         os.close(fd)
 
 
@@ -48,35 +47,8 @@ def sweep(parent: str) -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove(parent, name)
+            files.remove_tree(f"{parent}/{name}")
         except BlockingIOError:
             continue
         finally:
             os.close(fd)
-
-
-def remove(parent: str, name: str) -> None:
-    """Remove the directory `name` of `parent`, whatever is in it."""
-    top = os.open(parent, _OPEN)
-    try:
-        waiting, count = [name], 0
-        while waiting:
-            here = waiting.pop()
-            try:
-                fd = os.open(here, _OPEN, dir_fd=top)
-            except FileNotFoundError:
-                continue
-            try:
-                for entry in os.listdir(fd):
-                    if stat.S_ISDIR(os.lstat(entry, dir_fd=fd).st_mode):
-                        count += 1
-                        moved = f"{name}-{count}"
-                        os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=top)
-                        waiting.append(moved)
-                    else:
-                        os.unlink(entry, dir_fd=fd)
-            finally:
-                os.close(fd)
-            os.rmdir(here, dir_fd=top)
-    finally:
-        os.close(top)

@@ -8,6 +8,7 @@ The finder opens, so a link in the box leads where it leads in the box, and what
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import marshal
 import os
@@ -24,7 +25,8 @@ from _socket import (
 )
 
 from pytest_nsbox.kernel import files, namespaces, process
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.warden.changes import find_changes, in_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +34,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_nsbox.warden.box import Box
+    from pytest_nsbox.warden.doors import Doors
+    from pytest_nsbox.warden.messages import Release
 
 _MESSAGE = 1 << 16
 _BLOCK = 1 << 20
+
+
+def copy_out(doors: Doors, box: Box, request: Release) -> tuple[list[str], list[str]]:
+    """Copy what `request` wants of the box; return which artifacts were copied, and what went wrong.
+
+    For a process of its own.
+    """
+    copied: list[str] = []
+    problems: list[str] = []
+    try:
+        doors.die_with_parent()
+        if request.globs and request.artifacts:
+            copied, problems = copy_artifacts(box, request.globs, request.workdir, request.artifacts)
+        if request.keep:
+            problems += keep_changes(box, request.keep)
+    except (KernelError, BoxFailed, OSError) as error:
+        problems.append(str(error))
+    return copied, problems
 
 
 def copy_artifacts(box: Box, globs: tuple[str, ...], workdir: str, destination: str) -> tuple[list[str], list[str]]:
@@ -44,27 +66,26 @@ def copy_artifacts(box: Box, globs: tuple[str, ...], workdir: str, destination: 
     For a process of its own. A relative glob starts at `workdir`, and its matches keep their path from there; those of
     an absolute one keep it from "/".
     """
-    if not globs:
-        return [], []
-    return _copy_found(box, lambda finder: finder.find(globs, workdir), destination, 0o755)
+    return _copy_found(box, lambda finder: finder.find(globs, workdir), destination)
 
 
-def keep_changes(box: Box, changes: Sequence[tuple[str, str]], destination: str) -> list[str]:
-    """Copy the regular files, symlinks and directories among `changes` of the box's root to root/ in the host's
-    directory `destination`, and write a list of all changes beside it; return what went wrong.
+def keep_changes(box: Box, destination: str) -> list[str]:
+    """Copy the regular files, symlinks and directories that changed in the box's root to root/ in the host's directory
+    `destination`, and write a list of all changes beside it; return what went wrong.
 
     For a process of its own.
     """
+    changes = in_order(find_changes(box.tree))
     os.makedirs(destination, mode=0o700, exist_ok=True)
     with open(f"{destination}/changes.txt", "wb") as file:
         file.writelines(os.fsencode(f"{kind} {path}\n") for kind, path in changes)
     paths = [path for kind, path in changes if kind != "D"]
-    return _copy_found(box, lambda finder: finder.offer_each(paths), f"{destination}/root", 0o755)[1]
+    return _copy_found(box, lambda finder: finder.offer_each(paths), f"{destination}/root")[1]
 
 
-def _copy_found(box: Box, find: Callable[[_Finder], None], destination: str, mode: int) -> tuple[list[str], list[str]]:
+def _copy_found(box: Box, find: Callable[[_Finder], None], destination: str) -> tuple[list[str], list[str]]:
     os.umask(0o022)
-    os.makedirs(destination, mode=mode, exist_ok=True)
+    os.makedirs(destination, exist_ok=True)
     target = files.open_directory(destination)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     pid = os.fork()
@@ -201,7 +222,7 @@ def _copy(source: int, name: str, link: str, target: int) -> None:
     directory = os.dup(target)
     try:
         for parent in parents:
-            if parent not in os.listdir(directory):
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(parent, 0o755, dir_fd=directory)
             below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             os.close(directory)

@@ -50,8 +50,8 @@ class Box:
             self.namespaces |= _FLAGS[kind]
         self.released = False
         self.reaped = False
-        # Changed paths that were told of already, of a box that several tests share.
-        self.seen: frozenset[tuple[str, str]] = frozenset()
+        # Changed paths that were told of already, of a box that several tests share: their hashes.
+        self.seen: set[int] = set()
 
 
 class Undo:

@@ -7,83 +7,210 @@ from __future__ import annotations
 import os
 import stat
 
+from pytest_nsbox.kernel import files
+from pytest_nsbox.policy.errors import BoxFailed
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Iterable, Iterator
+
+    from pytest_nsbox.warden.tree import Tree
 
     Change = tuple[str, str]
+    Listing = dict[str, tuple[int, ...]]
 
+# Characters of all paths together.
+_MOST = 1 << 26
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _REDIRECT = ("trusted.overlay.redirect", "user.overlay.redirect")
 
 
-def list_changes(layers: list[tuple[str, str, str]], ours: AbstractSet[str]) -> list[Change]:
-    """Return (kind, path) of every path that differs, in order: A added, C changed, D deleted.
+class Layer:
+    """The writable layer of one overlay of a tree: what is changed below `target`, over the directory `lower`, is in
+    `upper`.
+    """
 
-    layers  of each overlay: where it is mounted in the box, its upper directory, its lower directory
-    ours    paths that were made for the box and are no change
+    __slots__ = ("_begun", "_path", "lower", "target")
+
+    def __init__(self, lower: str, target: str, path: str) -> None:
+        self.lower = lower
+        self.target = target
+        self._path = path
+        self._begun: Listing = {}
+
+    @property
+    def upper(self) -> str:
+        return f"{self._path}/upper"
+
+    def begin(self) -> None:
+        """Remember it as it is now."""
+        self._begun = dict(self._entries())
+
+    def is_as_begun(self) -> bool:
+        """Say if nothing was written to it. What is new ends the search: it may be deeper than any path."""
+        known = 0
+        for name, status in self._entries():
+            if self._begun.get(name) != status:
+                return False
+            known += 1
+        return known == len(self._begun)
+
+    def _entries(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield all that is in it, and whatever would show a change; of its top, only what an empty directory
+        can have.
+        """
+        upper = self.upper
+        top = os.lstat(upper)
+        yield "", (top.st_mode, top.st_uid, top.st_gid, len(os.listxattr(upper)))
+        # Hard links that were copied up leave a trace there (where the kernel lets us have an index).
+        index = os.path.join(self._path, "work", "index")
+        yield "index", (len(os.listdir(index)) if os.path.isdir(index) else 0,)
+        waiting = [(upper, "")]
+        while waiting:
+            directory, shown = waiting.pop()
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    at = entry.stat(follow_symlinks=False)
+                    path = f"{shown}/{entry.name}"
+                    yield path, (at.st_mode, at.st_uid, at.st_gid, at.st_ctime_ns)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((entry.path, path))
+
+
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """Return `changes` in the order of paths. Raises BoxFailed if that were more text than anybody can want."""
+    size, found = 0, []
+    for change in changes:
+        size += len(change[1])
+        if size > _MOST:
+            raise BoxFailed(f"the paths that the box changed are more than {_MOST >> 20} MiB of text: too much to list")
+        found.append(change)
+    return sorted(found, key=lambda change: change[1])
+
+
+def find_changes(tree: Tree) -> Iterator[Change]:
+    """Yield (kind, path) of every path that differs from what the tree began with: A added, C changed, D deleted.
 
     A directory counts as changed if its own mode or owner did, or if it was replaced; what is in it is told by itself.
     """
-    changes: list[Change] = []
-    for target, upper, lower in layers:
-        prefix = "" if target == "/" else target
-        changes += (change for change in _below(upper, lower, prefix) if change[1] not in ours)
-    return sorted(changes, key=lambda change: change[1])
-
-
-def _below(upper: str, lower: str | None, shown: str) -> Iterator[Change]:
-    """Walk `upper`; `lower` is the directory that it lies over, or None if there is none or none that shows through."""
-    try:
-        with os.scandir(upper) as scanned:
-            entries = list(scanned)
-    except OSError:
-        # Changed under us: the box still runs.
+    if tree.is_as_begun():
         return
-    for entry in entries:
-        path = f"{shown}/{entry.name}"
+    for layer in tree.layers:
         try:
-            new = entry.stat(follow_symlinks=False)
+            walk = _Walk(layer)
+        except OSError:
+            # As below: changed under us, for the box may still run.
+            continue
+        try:
+            for change in walk.changes():
+                if change[1] not in tree.made:
+                    yield change
         except OSError:
             continue
-        under = f"{lower}/{entry.name}" if lower is not None else None
-        old = _status(under)
-        if stat.S_ISCHR(new.st_mode) and new.st_rdev == 0:
-            yield "D", path
-        elif not stat.S_ISDIR(new.st_mode):
-            yield "C" if old is not None else "A", path
-        elif old is None or not stat.S_ISDIR(old.st_mode):
-            yield "A" if old is None else "C", path
-            yield from _below(entry.path, None, path)
-        elif _has(entry.path, _OPAQUE) or _has(entry.path, _REDIRECT):
-            yield "C", path
-            yield from _below(entry.path, None, path)
-            yield from (("D", f"{path}/{name}") for name in _names(under) if _status(f"{entry.path}/{name}") is None)
-        else:
+        finally:
+            walk.close()
+
+
+class _Walk:
+    """A way through a layer, and through what it lies over."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._shown = layer.target.rstrip("/")
+        self._new = files.Descent(layer.upper)
+        try:
+            self._old = files.Descent(layer.lower)
+        except OSError:
+            self._new.close()
+            raise
+        # So many of the last steps down went where nothing of the lower directory shows through.
+        self._hidden = 0
+
+    def close(self) -> None:
+        self._new.close()
+        self._old.close()
+
+    def changes(self) -> Iterator[Change]:
+        """Yield them, in no order."""
+        waiting = [self._entries()]
+        while waiting:
+            if not waiting[-1]:
+                waiting.pop()
+                if waiting:
+                    self._leave()
+                continue
+            name, new = waiting[-1].pop()
+            old = self._status(name)
+            if stat.S_ISCHR(new.st_mode) and new.st_rdev == 0:
+                yield "D", self._path(name)
+            elif not stat.S_ISDIR(new.st_mode):
+                yield "C" if old is not None else "A", self._path(name)
+            else:
+                try:
+                    self._new.enter(name)
+                except OSError:
+                    continue
+                waiting.append(self._entries())
+                yield from self._directory(name, new, old)
+
+    def _directory(self, name: str, new: os.stat_result, old: os.stat_result | None) -> Iterator[Change]:
+        """Yield what the directory `name` itself is, which the upper way has just come to; let the lower one follow."""
+        if old is None or not stat.S_ISDIR(old.st_mode):
+            yield "A" if old is None else "C", self._path()
+            self._hidden += 1
+            return
+        self._enter_old(name)
+        if not _has(self._new.fd, _OPAQUE + _REDIRECT):
             if (new.st_mode, new.st_uid, new.st_gid) != (old.st_mode, old.st_uid, old.st_gid):
-                yield "C", path
-            yield from _below(entry.path, under, path)
+                yield "C", self._path()
+            return
+        # In place of the lower one, whose content is gone.
+        yield "C", self._path()
+        gone = [] if self._hidden else os.listdir(self._old.fd)
+        yield from (("D", self._path(each)) for each in gone if _lstat(each, self._new.fd) is None)
+        self._leave_old()
+        self._hidden += 1
+
+    def _entries(self) -> list[tuple[str, os.stat_result]]:
+        try:
+            with os.scandir(self._new.fd) as scanned:
+                names = [entry.name for entry in scanned]
+        except OSError:
+            return []
+        found = ((name, _lstat(name, self._new.fd)) for name in names)
+        return [(name, at) for name, at in found if at is not None]
+
+    def _status(self, name: str) -> os.stat_result | None:
+        return None if self._hidden else _lstat(name, self._old.fd)
+
+    def _enter_old(self, name: str) -> None:
+        try:
+            self._old.enter(name)
+        except OSError:
+            self._hidden = 1
+
+    def _leave_old(self) -> None:
+        if self._hidden:
+            self._hidden -= 1
+        else:
+            self._old.leave()
+
+    def _leave(self) -> None:
+        self._new.leave()
+        self._leave_old()
+
+    def _path(self, *name: str) -> str:
+        return "/".join((self._shown, *self._new.names, *name))
 
 
-def _status(path: str | None) -> os.stat_result | None:
-    if path is None:
-        return None
+def _lstat(name: str, directory: int) -> os.stat_result | None:
     try:
-        return os.lstat(path)
+        return os.lstat(name, dir_fd=directory)
     except OSError:
         return None
 
 
-def _has(path: str, names: tuple[str, ...]) -> bool:
+def _has(fd: int, names: tuple[str, ...]) -> bool:
     try:
-        return any(name in names for name in os.listxattr(path, follow_symlinks=False))
+        return any(name in names for name in os.listxattr(fd))
     except OSError:
         return False
-
-
-def _names(path: str | None) -> list[str]:
-    try:
-        return sorted(os.listdir(path)) if path is not None else []
-    except OSError:
-        return []

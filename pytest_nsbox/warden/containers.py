@@ -314,7 +314,10 @@ class Containers:
     def finished(self, container: Container, order: Order) -> None:
         """A container that was run for its result: tell it, and remove the container."""
         assert container.main is not None
-        order.answer(self.result(container), container.main.output)
+        try:
+            order.answer(self.result(container), container.main.output)
+        except BoxFailed as error:
+            order.fail(str(error))
         self._remove(container)
 
     def result(self, container: Container) -> dict[str, Any]:

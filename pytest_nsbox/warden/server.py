@@ -29,7 +29,7 @@ from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden import directory, enter
 from pytest_nsbox.warden import messages as m
 from pytest_nsbox.warden.box import Box, Undo, begin_box, finish_box
-from pytest_nsbox.warden.changes import list_changes
+from pytest_nsbox.warden.changes import find_changes, in_order
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.late import find_late
 from pytest_nsbox.warden.session import Session
@@ -251,11 +251,7 @@ class Server:
 
     def changes_of(self, box: Box) -> list[tuple[str, str]]:
         """Return (kind, path) of what differs from the root that the box began with."""
-        tree = box.tree
-        if self.session is None or tree.is_as_begun():
-            return []
-        layers = [(layer.target, layer.upper, layer.lower) for layer in tree.layers]
-        return list_changes(layers, tree.made)
+        return in_order(find_changes(box.tree))
 
     def _refresh(self, request: m.Refresh) -> None:
         box = self._box(request)
@@ -279,13 +275,12 @@ class Server:
     def _released(
         self, request: m.Release, box: Box, texts: dict[str, str], artifacts: tuple[str, ...], problems: tuple[str, ...]
     ) -> None:
-        changes = self.changes_of(box)
-        changed = sum(change not in box.seen for change in changes) if box.seen else len(changes)
-        self.channel.send(m.Released(request.number, texts, changed, artifacts, problems))
+        changed = {hash(change) for change in find_changes(box.tree)}
+        self.channel.send(m.Released(request.number, texts, len(changed - box.seen), artifacts, problems))
         if request.ends:
             self.let_go(box)
         else:
-            box.seen = frozenset(changes)
+            box.seen = changed
             box.node.reset_peaks()
 
     def _copy_out(self, request: m.Release, box: Box, texts: dict[str, str]) -> None:
@@ -295,15 +290,9 @@ class Server:
         if pid == 0:
             try:
                 self.channel.close()
-                from pytest_nsbox.warden.artifacts import copy_artifacts, keep_changes
+                from pytest_nsbox.warden.artifacts import copy_out
 
-                try:
-                    self.doors.die_with_parent()
-                    report = copy_artifacts(box, request.globs, request.workdir, request.artifacts)
-                    if request.keep:
-                        report[1].extend(keep_changes(box, self.changes_of(box), request.keep))
-                except (KernelError, OSError) as error:
-                    report = ([], [str(error)])
+                report = copy_out(self.doors, box, request)
                 with open(writer, "wb") as file:
                     marshal.dump(report, file)
             finally:

@@ -21,6 +21,7 @@ from pytest_nsbox.kernel import files
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.warden.changes import Layer
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
 
 TYPE_CHECKING = False
@@ -29,33 +30,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_nsbox.policy.plan import Plan
+    from pytest_nsbox.warden.changes import Listing
     from pytest_nsbox.warden.doors import Doors
     from pytest_nsbox.warden.session import Session
-
-    Listing = dict[str, tuple[int, ...]]
 
 _TOO_DEEP = (
     "is an overlay on an overlay already, and the kernel stacks no more than two; "
     "boxes work two deep, and one deep in a container whose own root is an overlay"
 )
-
-
-class Layer:
-    """The writable layer of one overlay of a tree: what is changed below `target`, over the directory `lower`, is in
-    `upper`.
-    """
-
-    __slots__ = ("begun", "lower", "path", "target")
-
-    def __init__(self, lower: str, target: str, path: str) -> None:
-        self.lower = lower
-        self.target = target
-        self.path = path
-        self.begun: Listing = {}
-
-    @property
-    def upper(self) -> str:
-        return f"{self.path}/upper"
 
 
 class Tree:
@@ -94,7 +76,7 @@ class Tree:
             builder.close()
             self.session.act_as(shifted=False)
         for layer in self.layers:
-            layer.begun = _list_layer(layer)
+            layer.begin()
         self._devices_begun = _list_devices(self.devices)
         self._init_begun = self._list_init_files()
 
@@ -124,7 +106,7 @@ class Tree:
     def is_as_begun(self) -> bool:
         """Say if nothing was written to the layers."""
         try:
-            return all(_list_layer(layer) == layer.begun for layer in self.layers)
+            return all(layer.is_as_begun() for layer in self.layers)
         except OSError:
             return False
 
@@ -396,29 +378,6 @@ def make_mount_point(doors: Doors, root: int, target: str, *, directory: bool) -
     finally:
         os.close(above)
     return made
-
-
-def _list_layer(layer: Layer) -> Listing:
-    """Return all that is in a layer and whatever would show a change of it; of its top, only what an empty directory
-    can have.
-    """
-    top = os.lstat(layer.upper)
-    found: Listing = {"": (top.st_mode, top.st_uid, top.st_gid, len(os.listxattr(layer.upper)))}
-    # Hard links that were copied up leave a trace there (where the kernel lets us have an index).
-    index = os.path.join(layer.path, "work", "index")
-    found["index"] = (len(os.listdir(index)) if os.path.isdir(index) else 0,)
-    _list_below(layer.upper, "", found)
-    return found
-
-
-def _list_below(directory: str | int, name: str, found: Listing) -> None:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            at = entry.stat(follow_symlinks=False)
-            path = f"{name}/{entry.name}"
-            found[path] = (at.st_mode, at.st_uid, at.st_gid, at.st_ctime_ns)
-            if entry.is_dir(follow_symlinks=False):
-                _list_below(entry.path, path, found)
 
 
 def _list_devices(devices: int) -> Listing:

@@ -21,7 +21,7 @@ from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden import execute, volumes
 from pytest_nsbox.warden.acts import ACTS
-from pytest_nsbox.warden.box import begin_box, finish_box
+from pytest_nsbox.warden.box import begin_box
 from pytest_nsbox.warden.commit import commit
 from pytest_nsbox.warden.container import Container, Process
 from pytest_nsbox.warden.order import LATER, Connection, Order, answer_not_started, make_program
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_nsbox.policy.plan import Plan
+    from pytest_nsbox.warden.box import Box
     from pytest_nsbox.warden.server import Server
 
 # Each is a few mounts in the warden's mount namespace, which the kernel copies for every box.
@@ -186,35 +187,27 @@ class Containers:
             if container.joined:
                 # For the programs that are started in it.
                 box.namespaces |= namespaces.NEWNET
-        except (KernelError, BoxFailed, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # as in _serve: nobody has looked at the spec's values before
             self._give_up(container, order, stdin, error)
             return
-        server.unfinished[box.control] = undo
+        server.await_init(box, undo, lambda error: self._begun(container, order, stdin, box, error))
 
-        def finish() -> None:
-            server.unwatch(box.control)
-            del server.unfinished[box.control]
-            try:
-                assert server.session is not None
-                finish_box(server.session, box, undo)
-            except (KernelError, BoxFailed, OSError) as error:
-                self._give_up(container, order, stdin, error)
-                return
-            container.box = box
-            server.boxes[box.name] = box
-            server.watch(box.pidfd, lambda: server.reap(box))
-            if container.removed:
-                server.let_go(box)
-                return
-            self._launch(container, order, stdin)
-
-        server.watch(box.control, finish)
+    def _begun(self, container: Container, order: Order, stdin: int, box: Box, error: Exception | None) -> None:
+        if error is None and container.removed:
+            error = BoxFailed("it was removed before it began")
+            self.server.let_go(box)
+        if error is not None:
+            self._give_up(container, order, stdin, error)
+            return
+        container.box = box
+        self._launch(container, order, stdin)
 
     def _give_up(self, container: Container, order: Order, stdin: int, error: Exception) -> None:
         """The box could not be made."""
         if stdin >= 0:
             os.close(stdin)
-        self.by_name.pop(container.name, None)
+        if self.by_name.get(container.name) is container:
+            del self.by_name[container.name]
         container.removed = True
         order.fail(str(error))
 

@@ -206,21 +206,32 @@ class Server:
         except (KernelError, BoxFailed, OSError) as error:
             self.channel.send(m.Failed(request.number, str(error)))
             return
+        self.await_init(box, undo, lambda error: self._tell_made(request, box, error))
+
+    def await_init(self, box: Box, undo: Undo, done: Callable[[Exception | None], None]) -> None:
+        """Finish a box that was begun when its init has reported; call `done` with what went wrong, or None."""
         # While the init gets ready there may be somebody to serve.
         self.unfinished[box.control] = undo
-        self.watch(box.control, lambda: self._finish(request, box, undo))
+        self.watch(box.control, lambda: self._finish(box, undo, done))
 
-    def _finish(self, request: m.Make, box: Box, undo: Undo) -> None:
+    def _finish(self, box: Box, undo: Undo, done: Callable[[Exception | None], None]) -> None:
         self.unwatch(box.control)
         del self.unfinished[box.control]
         try:
             assert self.session is not None
             finish_box(self.session, box, undo)
         except (KernelError, BoxFailed, OSError) as error:
-            self.channel.send(m.Failed(request.number, str(error)))
+            done(error)
             return
         self.boxes[box.name] = box
         self.watch(box.pidfd, lambda: self.reap(box))
+        done(None)
+
+    def _tell_made(self, request: m.Make, box: Box, error: Exception | None) -> None:
+        if error is not None:
+            self.channel.send(m.Failed(request.number, str(error)))
+            return
+        assert self.session is not None
         screens = self.session.take_screens()
         view = box.view
         line = (view.theirs,) if view is not None else ()

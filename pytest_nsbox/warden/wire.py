@@ -113,9 +113,9 @@ class Wire:
             return None
         try:
             head = json.loads(bytes(buffer[8:middle]))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BrokenWireError("not JSON where a frame starts") from None
-        if not isinstance(head, dict) or not isinstance(head.get("fds", 0), int):
+        if not isinstance(head, dict) or not isinstance(head.get("n"), int) or not isinstance(head.get("fds", 0), int):
             raise BrokenWireError("JSON that is no frame")
         payload = bytes(buffer[middle:end])
         del buffer[:end]

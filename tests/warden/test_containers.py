@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -321,3 +322,29 @@ class TestNetwork:
         db.wait()
         with pytest.raises(BoxFailed, match="net: the box 'db' is not running: it has no network to share"):
             boxes.run(["true"], net=db)
+
+
+def frame(head: bytes) -> bytes:
+    return len(head).to_bytes(4, "big") + bytes(4) + head
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"nonsense", id="no-frame"),
+        pytest.param(frame(b'{"do": "list"}'), id="no-number"),
+        pytest.param(frame(b"[" * 100_000), id="deep"),
+        pytest.param(frame(b'{"n": 1, "do": ["list"]}'), id="odd-order"),
+        pytest.param(
+            frame(b'{"n": 1, "do": "start", "argv": ["true"], "env": {}, "spec": {"hostname": 5, "tmpfs": [[7, 7]]}}'),
+            id="odd-spec",
+        ),
+    ],
+)
+def test_whatever_a_client_says_the_warden_serves_the_others(warden: Warden, boxes: NsBox, said: bytes):
+    # A test in its box holds such a connection.
+    with socket.socket(fileno=warden.connect().detach()) as client:
+        client.sendall(said)
+        answer = client.recv(1000)
+        assert answer == b"" or b'"error": ' in answer
+        assert boxes.run(["echo", "served"]).stdout == "served\n"

@@ -41,15 +41,27 @@ class Host:
             own = mount.target != "/" and any(is_within(mount.target, place) for place in OWN)
             if own or mount.fstype == "autofs" or not os.path.exists(mount.target):
                 continue
-            source = self._bare(mount)
-            if source is not None:
-                shown.append(self._clone_one(len(shown), mount, source))
-            else:
-                shown += self._clone_pieces(len(shown), mount)
+            shown += self._clone_if_there(len(shown), mount)
         self.mounts = tuple(shown)
 
+    def _clone_if_there(self, number: int, mount: Mounted) -> list[HostMount]:
+        try:
+            source = self._bare(mount)
+            if source is None:
+                return self._clone_pieces(number, mount)
+            return [self._clone_one(number, mount, source)]
+        except (KernelError, OSError) as error:
+            if error.errno != errno.ENOENT or os.path.lexists(mount.target):
+                raise
+        # Unmounted and removed since we looked; what it was to be mounted on is the next one's.
+        place = f"host/{number}"
+        if os.path.lexists(place):
+            (os.rmdir if os.path.isdir(place) else os.unlink)(place)
+        return []
+
     def _clone_one(self, number: int, mount: Mounted, source: str) -> HostMount:
-        directory = os.path.isdir(mount.target)
+        at = os.stat(source)
+        directory = stat.S_ISDIR(at.st_mode)
         writable = directory and not (mount.readonly or mount.pseudo)
         place = f"host/{number}"
         (self._doors.make_directory if directory else self._doors.make_file)(place)
@@ -66,7 +78,6 @@ class Host:
                         "boxes need Linux 5.19 and a root on ext4, xfs, btrfs, f2fs or tmpfs"
                     ) from None
             else:
-                at = os.stat(source)
                 owner = (at.st_uid, at.st_gid)
                 return HostMount(number, mount.target, writable, directory, stat.S_IMODE(at.st_mode), owner)
         # Where a file system cannot be shifted, root's files look as nobody's; who may read them still may.

@@ -15,6 +15,8 @@ from pytest_nsbox.kernel import mount, namespaces
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.mounts import Volume
 from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden.doors import Doors
+from pytest_nsbox.warden.session import Session
 from tests.warden.boxes import in_a_process, run, run_for_usage, started
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
@@ -235,3 +237,26 @@ def test_sockets_of_other_filesystems_are_reached(tmp_path: Path) -> None:
             assert log.recv(10) == b"x"
 
     with_own_mounts(play)
+
+
+def test_a_mount_that_goes_while_boxes_get_to_know_the_host_is_left_out(tmp_path: Path) -> None:
+    goes, stays = tmp_path / "a-goes", tmp_path / "b-stays"
+
+    class Late(Doors):
+        def clone_tree(self, path: str, **options: Any) -> int:
+            if path == str(goes):
+                mount.detach(path)
+                goes.rmdir()
+            return mount.clone_tree(path, **options)
+
+    def play() -> list[str]:
+        mount_at(goes)
+        mount_at(stays)
+        session = Session(Late(), str(tmp_path), os.environ.get("PYTEST_NSBOX_CGROUP_PARENT"))
+        try:
+            session.open()
+            return [shown.target for shown in session.host.mounts if shown.target.startswith(str(tmp_path))]
+        finally:
+            assert session.close() == []
+
+    assert with_own_mounts(play) == [str(stays)]

@@ -31,11 +31,11 @@ def test_a_box_in_a_box_is_one_of_its_own(warden: Warden, tmp_path: Path) -> Non
 
     def outer() -> tuple[object, str, bool, str, bool]:
         path.write_text("outer")
-        others = set(os.listdir("/tmp"))
-        with started(tmpdir="/tmp") as second:
+        os.mkdir("/inner")  # where nobody else makes boxes, as in /tmp
+        with started(tmpdir="/inner") as second:
             seen = run(second, inner, hostname="inner", net="none")
             again = run(second, lambda: os.path.exists("/left"))
-        left = [name for name in os.listdir("/tmp") if name.startswith("nsbox-") and name not in others]
+        left = os.listdir("/inner")
         return seen, path.read_text(), os.path.exists("/left"), socket.gethostname(), bool(again or left)
 
     seen, inside, left, name, again = run(warden, outer, hostname="outer")

@@ -108,6 +108,7 @@ class Ahead:
         item = attempt.item
         try:
             if not attempt.begun:
+                self._admit(attempt)
                 self._begin(attempt, nextitem)
             self._boxes.expect(self._after(nextitem) or nextitem)
             self._park(nextitem, attempt, caller)
@@ -134,7 +135,8 @@ class Ahead:
         self._unlogged = attempt, plain
         self._follower.ran.append(item)
         parked, session = self._parked, self._session
-        if parked is not None and self._in_order and not (session.shouldstop or session.shouldfail):
+        goes_on = parked is not None and self._in_order and not (session.shouldstop or session.shouldfail)
+        if parked is not None and goes_on and self._admit(parked, wait=False):
             self._begin(parked, self._after(parked.item))
         else:
             self._log_rest()
@@ -155,6 +157,10 @@ class Ahead:
         for frame in (*plain.reports, plain.end):
             for data in frame.get("warnings", ()):
                 foresight.record_warning(item, warning_from_data(data))
+
+    def _admit(self, attempt: Attempt, *, wait: bool = True) -> bool:
+        assert attempt.box is not None
+        return self._boxes.admit(attempt.box, wait=wait)
 
     def _begin(self, attempt: Attempt, nextitem: pytest.Item | None) -> None:
         """Tell the process that its turn has come."""
@@ -205,7 +211,7 @@ class Ahead:
         attempt.begun = False
         attempt.keeps = self._boxes.kept is not None
         try:
-            attempt.box = self._boxes.acquire(spec, ahead=running is not None)
+            attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
             self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells

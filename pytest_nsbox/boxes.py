@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable
 
+    from pytest_nsbox.admission import Admission
     from pytest_nsbox.attempt import Attempt
     from pytest_nsbox.kept import Kept
     from pytest_nsbox.policy.spec import Spec
@@ -34,7 +35,14 @@ STACKS_PATIENCE: Final = 1.0  # seconds for faulthandler to write the stacks of 
 class Boxes:
     """The boxes of one session."""
 
-    def __init__(self, config: pytest.Config, start_warden: Callable[[], Warden], kept: Kept | None = None) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        start_warden: Callable[[], Warden],
+        admission: Admission,
+        kept: Kept | None = None,
+    ) -> None:
+        self._admission = admission
         self.kept = kept  # where files of failed tests go, if they are kept
         self._config = config
         self._start_warden = start_warden
@@ -57,6 +65,7 @@ class Boxes:
         if self._warden is not None:
             warden, self._warden = self._warden, None
             warden.close()
+        self._admission.close()
         self._stacks.close()
 
     # --- for lockstep
@@ -74,20 +83,34 @@ class Boxes:
         self.next_item = item
         self._next = self.spec_of(item) if item is not None else None
 
-    def acquire(self, spec: Spec, *, ahead: bool = False) -> Box:
-        """A box that lives. Raises BoxFailed if there is none to be had.
+    def acquire(self, spec: Spec) -> Box:
+        """A box that lives, once it fits beside others that run. Raises BoxFailed if there is none to be had."""
+        box = self.acquire_ahead(spec, running=False)
+        try:
+            self.admit(box)
+        except BaseException:
+            box.release()
+            raise
+        return box
 
-        ahead  another test runs: nothing of it is touched, and what is new on the host since it began is not looked for
+    def admit(self, box: Box, *, wait: bool = True) -> bool:
+        """Have a box count, before a test runs in it; False if it does not fit now and nobody is to wait."""
+        return self._admission.admit(box, wait=wait)
+
+    def acquire_ahead(self, spec: Spec, *, running: bool) -> Box:
+        """A box for a test that is `admit`ted later.
+
+        running  another test is: nothing of it is touched, and what is new on the host since it began is not looked for
         """
         try:
-            box = self.warden.acquire(spec, late=not ahead)
+            box = self.warden.acquire(spec, late=not running)
             if box.is_alive():
                 return box
             box.release()
         except BoxFailed:
-            if ahead or not self.warden.gone:
+            if running or not self.warden.gone:
                 raise
-        if ahead:
+        if running:
             raise BoxFailed("the box has ended")
         if self.warden.gone:
             # Somebody killed it, and its boxes ended with it; another serves the tests that are left.
@@ -111,6 +134,7 @@ class Boxes:
 
     def enter(self, box: Box) -> None:
         """In the child: everything of the box that is a property of the process."""
+        self._admission.close_in_child()
         box.enter()
         box.apply_limits()
         for name, value in box.spec.env:
@@ -233,6 +257,8 @@ class Boxes:
         if attempt.keeps and attempt.failed and not attempt.kept and self.kept is not None:
             attempt.kept = self.kept.place(artifacts_path(attempt.item.nodeid))
         attempt.box.begin_release(artifacts, ends=not attempt.lapped, keep=attempt.kept)
+        if not attempt.lapped:
+            self._admission.leave(attempt.box)
 
     def finish_lap(self, attempt: Attempt) -> None:
         """Take what the warden says of a test whose last report was never made, if it is due. Raises BoxFailed."""
@@ -242,6 +268,7 @@ class Boxes:
     def forget(self, attempt: Attempt) -> None:
         """Take what the warden says of a box that nobody asks about any more. Raises BoxFailed."""
         if attempt.box is not None:
+            self._admission.leave(attempt.box)
             attempt.box.release()
 
     def _release(self, attempt: Attempt) -> Released | BoxFailed:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_nsbox.policy.errors import SpecProblems
+from pytest_nsbox.policy.errors import BadValueError, SpecProblems
 from pytest_nsbox.policy.keys import KEYS, LISTS, PARAMETRISED, TABLES, TEXTS, unknown_key
 from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.spec import Layer, Spec
-from pytest_nsbox.policy.units import parse_count
+from pytest_nsbox.policy.units import parse_count, parse_cpu, parse_positive_size
 
 MARKER = "sandbox"
 MARKER_HELP = (
@@ -38,7 +39,8 @@ class Settings:
     """Options and ini of one run, checked.
 
     ``report`` is the number of rows of the summary table (None: all), ``fail_on_increase`` a percentage. ``layers`` are
-    the defaults of every box, ini first. ``shared_paths`` are absolute.
+    the defaults of every box, ini first. ``shared_paths`` are absolute. ``budget_mem`` and ``budget_cpu`` are bytes and
+    CPUs for all boxes together (None: what the machine has; infinite for no bound).
     """
 
     all: bool = False
@@ -58,6 +60,8 @@ class Settings:
     suggest: bool = False
     baseline: str | None = None
     fail_on_increase: float | None = None
+    budget_mem: float | None = None
+    budget_cpu: float | None = None
     rootdir: str = "/"
     layers: tuple[Layer, ...] = ()
 
@@ -113,6 +117,8 @@ def add_options(parser: pytest.Parser) -> None:
     # "int" is what takes a number from the TOML table of pytest 9; older versions know no such type, and no such table.
     typed: dict[str, Any] = {"type": "int"} if pytest.version_tuple >= (8, 4) else {}
     parser.addini("sandbox_pool", "number of boxes made ready ahead (default: 2)", default="2", **typed)
+    parser.addini("sandbox_budget_mem", "memory of all boxes at one time, or none (default: the machine's)", default="")
+    parser.addini("sandbox_budget_cpu", "CPUs of all boxes at one time, or none (default: the machine's)", default="")
 
 
 def add_marker(config: pytest.Config) -> None:
@@ -144,6 +150,8 @@ def read(config: pytest.Config) -> Settings:
         suggest=bool(config.option.sandbox_suggest),
         baseline=config.option.sandbox_baseline,
         fail_on_increase=reader.percent(),
+        budget_mem=reader.budget("sandbox_budget_mem", parse_positive_size),
+        budget_cpu=reader.budget("sandbox_budget_cpu", parse_cpu),
         rootdir=str(config.rootpath),
         layers=reader.layers(),
     )
@@ -189,6 +197,16 @@ class _Reader:
         except ValueError as error:
             self.problems.append(f"ini {name}={value!r}: {error}")
             return 0
+
+    def budget(self, name: str, parse: Callable[[object], float]) -> float | None:
+        value = self._ini(name, "")
+        if value in ("", "none"):
+            return math.inf if value else None
+        try:
+            return parse(value)
+        except BadValueError as error:
+            self.problems.append(f"ini {name}={value!r}: {error.reason} (accepted: {error.accepted}, or none)")
+            return None
 
     def unavailable(self) -> str:
         for place, value in (

@@ -164,12 +164,14 @@ class Run:
         if not self._wanted or session.config.option.collectonly:
             yield
             return
+        from pytest_nsbox.admission import Admission
         from pytest_nsbox.boxes import Boxes
         from pytest_nsbox.placement import Placement
         from pytest_nsbox.protocol import Lockstep
 
         self._base_temp_path = self._base_temp()
-        self._boxes = Boxes(self._config, self._configured_warden, self._make_kept())
+        admission = Admission(settings.budget(self._settings), self._tell)
+        self._boxes = Boxes(self._config, self._configured_warden, admission, self._make_kept())
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
         self._config.pluginmanager.register(self._placement, "nsbox-placement")
         if self._config.pluginmanager.hasplugin("timeout"):
@@ -186,6 +188,13 @@ class Run:
             self._boxes.close()
             self._boxes = self._warden = None
             self._remove_links()
+
+    def _tell(self, line: str) -> None:
+        """Tell the user something while tests run, where pytest has somebody to tell it to."""
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(line)
 
     def _make_kept(self) -> Kept | None:
         if not self._settings.keep:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pytest_nsbox import admission
 from pytest_nsbox.options import MARKER, SETTINGS, Settings, add_marker, add_options, read
 from pytest_nsbox.policy.errors import SpecError, SpecProblems
 from pytest_nsbox.policy.keys import PARAMETRISED
@@ -25,6 +26,7 @@ __all__ = [
     "Settings",
     "add_marker",
     "add_options",
+    "budget",
     "generate",
     "host_facts",
     "read",
@@ -49,7 +51,7 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
     that several tests share is told once, with the first of them and the number of the others.
     """
     resolved = Resolved()
-    host = None if settings.off else (host or host_facts())
+    host = None if settings.off else (host or host_facts(settings))
     cache: dict[tuple[int, ...], Spec | SpecProblems] = {}
     blamed: dict[str, list[str]] = {}
     grouped: list[tuple[pytest.Item, Spec]] = []
@@ -102,13 +104,26 @@ def _told(problem: str, nodeids: list[str]) -> str:
     return f"{nodeids[0]}{more}: {problem}"
 
 
-def host_facts() -> HostFacts:
-    """The CPUs that are online here, as sysfs lists them (all by number where it is not mounted)."""
+def host_facts(settings: Settings) -> HostFacts:
+    """The CPUs that are online here, as sysfs lists them (all by number where it is not mounted); what boxes may have
+    together.
+    """
     try:
         with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
-            return HostFacts(parse_cpuset(file.read().strip()))
+            cpus = parse_cpuset(file.read().strip())
     except (OSError, ValueError):
-        return HostFacts(tuple(range(os.cpu_count() or 1)))
+        cpus = tuple(range(os.cpu_count() or 1))
+    mem, cpu = budget(settings)
+    return HostFacts(cpus, budget_mem=mem, budget_cpu=cpu)
+
+
+def budget(settings: Settings) -> tuple[float, float]:
+    """Bytes and CPUs that all boxes may have together."""
+    mem, cpu = settings.budget_mem, settings.budget_cpu
+    if mem is None or cpu is None:
+        has, counts = admission.machine()
+        mem, cpu = has if mem is None else mem, counts if cpu is None else cpu
+    return mem, cpu
 
 
 @dataclass(frozen=True)

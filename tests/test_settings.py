@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pytest_nsbox.options import read_value
+from pytest_nsbox.options import Settings, read_value
 from pytest_nsbox.policy.keys import KEYS
 from pytest_nsbox.settings import host_facts
 
@@ -255,7 +255,9 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
     probe.pytester.makepyfile("def test_x(): pass")
     # pytest 9.2 refuses a value of a wrong type by itself, before any plugin and one at a time.
     typed = "" if PYTEST_CHECKS_TYPES else "sandbox_all = perhaps\nsandbox_pool = many\n"
-    probe.pytester.makeini(f"[pytest]\n{typed}sandbox_unavailable = bar\nsandbox_defaults =\n  nothing\n  cpu=x")
+    probe.pytester.makeini(
+        f"[pytest]\n{typed}sandbox_unavailable = bar\nsandbox_budget_mem=0\nsandbox_defaults =\n  nothing\n  cpu=x"
+    )
     found = probe.problems(
         "--sandbox-report=some",
         "--sandbox-cgroup-parent=../up",
@@ -274,6 +276,7 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
             if PYTEST_CHECKS_TYPES
             else ["ini sandbox_all: invalid truth value 'perhaps'", "ini sandbox_pool", "'many'"]
         ),
+        "ini sandbox_budget_mem='0': a size of zero (accepted: bytes, or digits with ",
         "ini sandbox_unavailable='bar': not a choice (accepted: fail, skip, run)",
         "--sandbox-report='some': not a number of rows (accepted: a number of rows, all or none)",
         "--sandbox-cgroup-parent='../up': not a cgroup (accepted: a path below each hierarchy's mount, such as ",
@@ -285,7 +288,7 @@ def test_every_wrong_option_and_ini_value_is_told_at_once(probe):
         "--sandbox-set 'caps=net_raw': caps='net_raw': not supported by this version: sets of capabilities",
     ):
         assert expected in text
-    assert len(found) == (10 if PYTEST_CHECKS_TYPES else 12)
+    assert len(found) == (11 if PYTEST_CHECKS_TYPES else 13)
 
 
 @pytest.mark.parametrize("option", ["--sandbox-unavailable=foo", "--sandbox-set=foo", "--sandbox-set=net=False"])
@@ -424,6 +427,8 @@ def test_settings_have_defaults(probe):
         "suggest": False,
         "baseline": None,
         "fail_on_increase": None,
+        "budget_mem": None,
+        "budget_cpu": None,
         "rootdir": str(probe.pytester.path),
     }
 
@@ -505,6 +510,6 @@ def test_many_tests_share_one_spec(pytester, probe):
 
 
 def test_the_cpus_of_the_host_are_told_by_number():
-    cpus = host_facts().cpus
+    cpus = host_facts(Settings()).cpus
     assert cpus
     assert cpus == tuple(sorted(set(cpus)))

@@ -23,10 +23,14 @@ class Layer:
 
 @record
 class HostFacts:
-    """What a spec must fit: the numbers of the host's online CPUs; whether a ``disk=`` scratch lies on a tmpfs."""
+    """What a spec must fit: the numbers of the host's online CPUs; whether a ``disk=`` scratch lies on a tmpfs; the
+    bytes and the CPUs that all boxes may have together.
+    """
 
     cpus: tuple[int, ...]
     scratch_on_tmpfs: bool = True
+    budget_mem: float | None = None
+    budget_cpu: float | None = None
 
 
 @keyword_record
@@ -129,6 +133,14 @@ def check_host(
     count = len(host.cpus)
     if spec.cpu is not None and spec.cpu > count:
         problem("cpu", "more CPUs than the host has", f"up to {count}, or '{count * 100}%'")
+    elif spec.cpu is not None and host.budget_cpu is not None and spec.cpu > host.budget_cpu:
+        problem("cpu", "more than all boxes may have together", f"up to {host.budget_cpu:g}, sandbox_budget_cpu")
+    if spec.mem is not None and host.budget_mem is not None and spec.mem > host.budget_mem:
+        problem(
+            "mem",
+            "more than all boxes may have together",
+            f"up to {write_size(int(host.budget_mem))}, sandbox_budget_mem",
+        )
     if spec.cpuset is not None and not set(spec.cpuset) <= set(host.cpus):
         problem("cpuset", "CPUs that the host does not have", f"of {format_cpuset(host.cpus)!r}")
     if spec.disk is not None and spec.mem is not None and spec.disk >= spec.mem and host.scratch_on_tmpfs:

@@ -89,18 +89,30 @@ def _timeout(seconds: float) -> int:
 
 
 def render(rows: Sequence[tuple[str, Mapping[str, float]]], left_out: int) -> list[str]:
-    """Lines for the terminal: a marker for each test (name and usage), and ini defaults that suit them all.
+    """Lines for the terminal: a marker for each test function, and ini defaults that suit them all.
+
+    ``rows``: node id and usage of each test; a function's marker suits every case that it was parametrised with.
 
     ``left_out``: tests in boxes that did not pass, whose usage says nothing.
     """
     if not rows:
         return ["no test passed in a box: there is nothing to suggest limits from (try --sandbox-all)"]
-    found = [(name, suggest(usage)) for name, usage in rows]
+    found: dict[str, list[Suggestion]] = {}
+    for name, usage in rows:
+        found.setdefault(_function(name), []).append(suggest(usage))
     lines = []
-    for name, suggestion in found:
-        lines += [name, f"    {suggestion.marker()}"]
-    values = ", ".join(f'"{key}={value}"' for key, value in combine([each for _, each in found]).items())
+    for name, cases in found.items():
+        counted = f" ({len(cases)} cases)" if len(cases) > 1 else ""
+        lines += [f"{name}{counted}", f"    {combine(cases).marker()}"]
+    everything = combine([each for cases in found.values() for each in cases])
+    values = ", ".join(f'"{key}={value}"' for key, value in everything.items())
     lines += ["", "for all of them, in the ini:", f"    sandbox_defaults = [{values}]"]
     if left_out:
         lines.append(f"{left_out} test{'' if left_out == 1 else 's'} did not pass and got no suggestion")
     return lines
+
+
+def _function(nodeid: str) -> str:
+    """The node id without the parameters of the case: a marker stands at the function."""
+    function, bracket, _ = nodeid.partition("[")
+    return function if bracket and nodeid.endswith("]") and "::" in function else nodeid

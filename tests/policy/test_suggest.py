@@ -56,5 +56,13 @@ def test_what_is_said_ends_with_defaults_that_suit_all():
         '    sandbox_defaults = ["mem=160M", "pids=64", "timeout=60s"]',
         "1 test did not pass and got no suggestion",
     ]
+    cases = [(f"a::many[{end}]", {"pids_peak": count}) for end, count in (("x::y", 1), ("[z]", 9))]
+    odd = [("a[1].py::test", {"pids_peak": 1})]
+    assert render([*cases, *odd], 0)[:4] == [
+        "a::many (2 cases)",
+        "    @pytest.mark.sandbox(pids=32)",
+        "a[1].py::test",
+        "    @pytest.mark.sandbox(pids=8)",
+    ]
     assert combine([]) == Suggestion()
     assert render([], 0) == ["no test passed in a box: there is nothing to suggest limits from (try --sandbox-all)"]

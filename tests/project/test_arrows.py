@@ -31,6 +31,8 @@ GLUE_SEES_OF_THE_KERNEL = {
     ("pages", "kernel.memory"),
     ("internals", "kernel.libc"),
     ("doctor", "kernel.probe"),
+    ("admission", "kernel.claims"),
+    ("admission", "kernel.job"),
 }
 # Lies beside the rooms and imports nothing of the package: an `os` that no test can replace.
 NEUTRAL = {"real"}

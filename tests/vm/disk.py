@@ -20,6 +20,8 @@ PACKAGES = (
     *("less", "libc-bin", "login", "mawk", "mount", "ncurses-base", "netbase", "passwd", "procps", "sed", "tar"),
     *("tzdata", "util-linux", "util-linux-extra"),
 )
+# With NSBOX_RUNTIMES=1, for `tox -e runtimes`.
+RUNTIMES = ("openjdk-17-jre-headless", "nodejs", "htop", "busybox", "busybox-static")
 EMPTY = ("dev", "home", "mnt", "proc", "run", "srv", "sys", "tmp", "usr/bin", "usr/lib", "usr/sbin", "var/tmp")
 STANDARD_LIBRARY_NEEDLESS = frozenset({"site-packages", "dist-packages", "test", "idlelib", "ensurepip"})
 CHECKOUT_NEEDLESS = frozenset({".git", ".tox", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
@@ -59,7 +61,8 @@ def make_disk(scratch: str, more: Mapping[str, str], size: str = "4G") -> Path:
 
 
 def packaged_files() -> Iterator[str]:
-    done = subprocess.run(["dpkg-query", "-L", *PACKAGES], capture_output=True, text=True, check=False)
+    packages = (*PACKAGES, *(RUNTIMES if os.environ.get("NSBOX_RUNTIMES") == "1" else ()))
+    done = subprocess.run(["dpkg-query", "-L", *packages], capture_output=True, text=True, check=False)
     needless = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/share/info/")
     files = {line for line in done.stdout.splitlines() if line.startswith("/") and not line.startswith(needless)}
     yield from sorted(files)

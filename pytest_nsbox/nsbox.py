@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable, Mapping, Sequence
 
+    from pytest_nsbox.network import Network
     from pytest_nsbox.policy.image import Image
     from pytest_nsbox.smallest import Smallest
 
@@ -45,6 +46,7 @@ class NsBox:
         self._engine: Engine | None = None
         self.boxes: list[Box] = []
         self.volumes: list[Volume] = []
+        self.networks: list[Network] = []
 
     @property
     def engine(self) -> Engine:
@@ -183,6 +185,30 @@ class NsBox:
             self.volumes.append(volume)
         return volume
 
+    def network(
+        self,
+        name: str | None = None,
+        *,
+        subnet: str | Sequence[str] | None = None,
+        rate: str | int | None = None,
+        delay: str | float | None = None,
+        loss: str | float | None = None,
+    ) -> Network:
+        """Make a network for ``net=``, or find the one of that name. Its boxes reach each other by name and address.
+
+        subnet    "10.7.0.0/24", an IPv6 network, or one of each; by default what nobody uses
+        rate      how much reaches each box at most: "10mbit", or bytes per second such as "1M"
+        delay     of what goes to a box, one way: "50ms"; loss: the share that gets lost, "5%"
+
+        One that was made here is removed at the end.
+        """
+        from pytest_nsbox.network import make
+
+        found, made = make(self, name, subnet=subnet, rate=rate, delay=delay, loss=loss)
+        if made:
+            self.networks.append(found)
+        return found
+
     # --- the end
 
     def left(self) -> list[Box]:
@@ -201,7 +227,9 @@ class NsBox:
                     _forgive(engine, number)
                 for number in [engine.tell("remove", box=box.name) for box in self.left()]:
                     _forgive(engine, number)
-                for number in [engine.tell("remove_volume", name=volume.name) for volume in self.volumes]:
+                numbers = [engine.tell("remove_volume", name=volume.name) for volume in self.volumes]
+                numbers += [engine.tell("network", what="remove", name=network.name) for network in self.networks]
+                for number in numbers:
                     _forgive(engine, number)
         finally:
             placement.OWN_SOCKETS.discard(str(engine.fileno()))
@@ -209,9 +237,12 @@ class NsBox:
 
 
 def _joined(spec: dict[str, Any]) -> dict[str, Any]:
-    """Take ``net=other_box`` out of `spec`; return what tells the warden."""
-    if isinstance(spec.get("net"), Box):
+    """Take ``net=other_box`` out of `spec`, or write a network's name there; return what tells the warden."""
+    net = spec.get("net")
+    if isinstance(net, Box):
         return {"joined": spec.pop("net").name}
+    if net is not None and not isinstance(net, (str, bool)):
+        spec["net"] = getattr(net, "name", net)
     return {}
 
 

@@ -159,7 +159,23 @@ def _narrow_calls() -> str | None:
     return None if Path("/proc/sys/abi/vsyscall32").exists() else "the kernel has no CONFIG_IA32_EMULATION"
 
 
+@functools.cache
+def _bridge() -> str | None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.kernel import links, namespaces, netlink; "
+        "namespaces.unshare(namespaces.NEWNET); "
+        "netlink.Netlink(netlink.open_netlink()).do([links.bridge('probe', 10)])"
+    )
+    return _root() or _succeeds(sys.executable, "-c", code, str(Path(__file__).parents[1]))
+
+
+def _ipv6() -> str | None:
+    return None if Path("/proc/sys/net/ipv6").is_dir() else "the kernel has no IPv6"
+
+
 PROBES: dict[str, Probe] = {
+    "bridge": _bridge,
+    "ipv6": _ipv6,
     "root": _root,
     "ordinary user": _ordinary_user,
     "overlay": _overlay,

@@ -9,6 +9,7 @@ from pytest_nsbox.policy import units
 from pytest_nsbox.policy.errors import BadValueError, SpecError, SpecProblems
 from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.mounts import TMPFS, VOLUMES, Volume, as_text, check_target, parse_tmpfs, parse_volumes, tidy
+from pytest_nsbox.policy.networks import is_name as is_network_name
 from pytest_nsbox.policy.record import record, replace
 from pytest_nsbox.policy.spec import HostFacts, Layer, Spec, check_host
 
@@ -23,7 +24,7 @@ PARAMETRISED = ("mem", "cpu")
 
 _TEXT = "a text"
 _BOOL = "True or False (true or false on the command line)"
-_NET = "True or 'host', False or 'none', or the name of a network"
+_NET = "True or 'host', False or 'none', or the name of a network (letters, digits and _ . - after the first)"
 _ENV = "{NAME: VALUE}, None as a value unsets"
 _USER = "a user's name, UID or 'UID:GID'"
 _HOSTNAME = "1 to 64 letters, digits, '-', '_' and '.'"
@@ -179,6 +180,8 @@ def _parse_net(value: object) -> str:
     if text.lower() in ("true", "false"):
         # TOML knows only lower case: `--sandbox-set net=False` must not become a network called "False".
         raise BadValueError("looks like a truth value, but is a text")
+    if text not in ("host", "none") and not is_network_name(text):
+        raise BadValueError("not a network's name")
     return text
 
 
@@ -280,17 +283,13 @@ def _but(accepted: object, feature: str) -> Callable[[object], str | None]:
     return lambda value: None if value == accepted else feature
 
 
-def _network(value: object) -> str | None:
-    return None if value in ("host", "none") else "networks of the session"
-
-
 KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted) for limit in LIMITS} | {
     key.name: key
     for key in (
         Key("io", _parse_io, _IO, _all("throttling of I/O")),
         Key("hugetlb", _parse_hugetlb, "{PAGESIZE: SIZE} such as {'2MB': '16M'}", _all("limits of huge pages")),
         Key("devices", _parse_devices, "a list of '/dev/NAME:rw'", _all("host devices in boxes")),
-        Key("net", _parse_net, _NET, _network),
+        Key("net", _parse_net, _NET),
         Key("rootfs", _parse_text, "an image's name, a directory, a tar or an OCI layout"),
         Key("readonly", _parse_bool, _BOOL),
         Key("volumes", parse_volumes, VOLUMES),

@@ -286,7 +286,7 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     """Return the plan of a box of `spec` on this host, with the host's root or that of `image`. Raises BoxFailed for
     what they do not have.
     """
-    own_net = spec.net == "none"
+    own_net = spec.net != "host"
     if spec.clock and not host.time_ns:
         raise BoxFailed("clock: this kernel has no time namespaces (CONFIG_TIME_NS, Linux 5.6)")
     rootless = host.mode == "rootless"
@@ -300,6 +300,11 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     tree: list[TreeOp] = [*layers, *_devices(host), ShowSysfs(own_net)]
     if image is not None:
         tree += _image_files(spec, image)
+    elif spec.net not in ("host", "none"):
+        from pytest_nsbox.policy import init_layer
+
+        # Names of other boxes come into it when the box is in its network.
+        tree.append(BindInit("/etc/hosts", init_layer.hosts(spec.hostname or "")))
     # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
     mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
     mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]

@@ -213,6 +213,10 @@ class Warden:
             except BoxFailed:
                 box.release()
                 raise
+        if spec.net not in ("host", "none"):
+            from pytest_nsbox.warden import joining
+
+            joining.join(self, box)
         return box
 
     def forget(self) -> None:

@@ -99,6 +99,9 @@ class Container:
         self.removing = False
         # The name of the box whose network it shares.
         self.joined: str | None = None
+        # Where it is reached: "ip" in its network, "ports" that it publishes; and what is told of its networks.
+        self.reached: dict[str, Any] = {}
+        self.networks: dict[str, Any] = {}
 
     def processes(self) -> list[Process]:
         """Return every process that was started and has not been collected."""
@@ -142,7 +145,7 @@ class Container:
             "Args": list(self.program.argv),
             "Env": [f"{name}={value}" for name, value in self.program.env.items()],
             **_seen_in_proc(pid),
-            "Networks": {f"container:{self.joined}" if self.joined else self.spec.net: {}},
+            "Networks": self.networks or {f"container:{self.joined}" if self.joined else self.spec.net: {}},
             "Limits": self.spec.shown(),
             "Image": self.spec.rootfs,
         }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.warden.box import Box
+    from pytest_nsbox.warden.connected import Connected
     from pytest_nsbox.warden.server import Server
 
 # Each is a few mounts in the warden's mount namespace, which the kernel copies for every box.
@@ -53,7 +54,10 @@ class Containers:
         self._timed = 0
         # How many there were at the same time, at most: as many roots are kept for others to come.
         self.at_once = 0
-        self._acts = {"start": Containers.start, "commit": commit, **ACTS, **volumes.ACTS}
+        own = {"commit": commit, "network": Containers._ask_networks}
+        self._acts = {"start": Containers.start, **ACTS, **volumes.ACTS, **own}
+        # From the first network or published port on.
+        self.connected: Connected | None = None
 
     # --- connections
 
@@ -90,6 +94,19 @@ class Containers:
         connection.wire.close()
         for container in [c for c in self.by_name.values() if c.owner is connection]:
             self._remove(container)
+        if self.connected is not None:
+            self.connected.disown(connection)
+
+    def _ask_networks(self, order: Order) -> object:
+        return self.networks().serve(order)
+
+    def networks(self) -> Connected:
+        """Return what connects boxes; made when it is first wanted."""
+        if self.connected is None:
+            from pytest_nsbox.warden.connected import Connected
+
+            self.connected = Connected(self)
+        return self.connected
 
     def _serve(self, order: Order) -> None:
         try:
@@ -187,6 +204,8 @@ class Containers:
             if container.joined:
                 # For the programs that are started in it.
                 box.namespaces |= namespaces.NEWNET
+            if container.spec.net not in ("host", "none"):
+                self.networks().connect(container, box, undo)
         except Exception as error:  # noqa: BLE001  # as in _serve: nobody has looked at the spec's values before
             self._give_up(container, order, stdin, error)
             return
@@ -296,6 +315,8 @@ class Containers:
         container.counters = container.box.node.read()
         container.status = "exited"
         container.kill()
+        if self.connected is not None:
+            self.connected.leave(container.box)
 
     def _time_out(self, container: Container) -> None:
         if container.status in ("running", "paused"):
@@ -331,6 +352,7 @@ class Containers:
             "pid": main.pid if main is not None else 0,
             "returncode": main.returncode if main is not None else None,
             "timed_out": container.timed_out,
+            **container.reached,
         }
 
     def _remove(self, container: Container) -> None:
@@ -363,4 +385,6 @@ class Containers:
             self._disconnect(connection)
         for container in list(self.by_name.values()):
             self._remove(container)
+        if self.connected is not None:
+            self.connected.close()
         self._timers.clear()

@@ -165,7 +165,7 @@ class _Builder:
             self._mount_disk(self.tree.plan.disk)
         last = [op for op in self.tree.plan.tree if isinstance(op, plans.SetReadonly)]
         perform = _PERFORM
-        if self.tree.plan.image:
+        if self.tree.plan.image or any(isinstance(op, plans.BindInit) for op in self.tree.plan.tree):
             from pytest_nsbox.warden.image import PERFORM
 
             perform = {**_PERFORM, **PERFORM}

@@ -150,7 +150,6 @@ def test_a_bad_value_is_told_with_key_value_and_what_is_accepted(key, value, rea
         ({"devices": ["/dev/kvm:rw", "/dev/fuse"]}, "host devices in boxes"),
         ({"caps": ["net_raw"]}, "sets of capabilities"),
         ({"seccomp": "default"}, "seccomp profiles"),
-        ({"net": "backend"}, "networks of the session"),
     ],
 )
 def test_what_this_version_lacks_is_refused_and_named(values, feature):

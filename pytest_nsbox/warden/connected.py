@@ -1,0 +1,95 @@
+"""What connects boxes, for one warden: networks, and ports that answer on the host; and what clients ask about them.
+
+Imported with the first of them.
+"""
+
+from __future__ import annotations
+
+from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.warden.networks import Networks, entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_nsbox.warden.box import Box, Undo
+    from pytest_nsbox.warden.container import Container
+    from pytest_nsbox.warden.containers import Containers
+    from pytest_nsbox.warden.order import Connection, Order
+
+
+class Connected:
+    """See above."""
+
+    def __init__(self, containers: Containers) -> None:
+        self._containers = containers
+        self.networks = Networks(containers)
+
+    def connect(self, container: Container, box: Box, undo: Undo) -> None:
+        """Take a container's new box into its network. Raises BoxFailed or KernelError; the box is gone then."""
+        spec = container.spec
+        undo.add(lambda: self.leave(box))
+        try:
+            if spec.net not in ("host", "none"):
+                self.networks.join(spec.net, box, container.name, spec.hostname)
+        except BaseException:
+            undo.run()
+            raise
+        self._describe(container, box)
+
+    def _describe(self, container: Container, box: Box) -> None:
+        found = self.networks.of(box)
+        container.networks = {network.name: entry(member) for network, member in found}
+        if found:
+            container.reached["ip"] = found[0][1].addresses[0]
+
+    def leave(self, box: Box) -> None:
+        """The box has ended, or could not be made."""
+        self.networks.leave(box)
+
+    def disown(self, connection: Connection) -> None:
+        """A client is gone."""
+        self.networks.disown(connection)
+
+    def serve(self, order: Order) -> object:
+        """Do what a client asks of a network: `what` says which act. Raises BoxFailed or KernelError."""
+        session = self._containers.server.session
+        if session is None or self._containers.server.failure:
+            raise BoxFailed(self._containers.server.failure)
+        head = order.head
+        what, name = head["what"], head["name"]
+        if what == "make":
+            network, made = self.networks.make(head, order.connection)
+            return {**network.describe(), "made": made}
+        if what == "inspect":
+            self.networks.prune()
+            return self.networks.find(name).describe()
+        if what == "join":
+            self._join_test(name, head["box"], head.get("hostname"))
+        elif what == "remove":
+            self.networks.remove(name)
+        elif what == "link":
+            self.networks.set_link(name, head["box"], up=head["up"])
+        elif what == "path":
+            self.networks.set_path(name, *head["boxes"], there=head["there"])
+        else:
+            raise BoxFailed(f"networks cannot {what!r}")
+        return None
+
+    def _join_test(self, name: str, called: str, hostname: str | None) -> None:
+        """Take the box of a test in, which leaves when it ends."""
+        server = self._containers.server
+        box = server.boxes.get(called)
+        if box is None:
+            raise BoxFailed(f"there is no box {called}")
+        self.networks.join(name, box, called, hostname)
+        reap = server.watched[box.pidfd]
+
+        def ended() -> None:
+            reap()
+            if box.reaped:
+                self.leave(box)
+
+        server.watched[box.pidfd] = ended
+
+    def close(self) -> None:
+        """The warden ends."""
+        self.networks.close()

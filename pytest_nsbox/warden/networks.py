@@ -1,0 +1,440 @@
+"""Networks: each a bridge in a network namespace of its own, with a pair of interfaces to each of its boxes.
+
+Nothing of them is in the host's network namespace. The warden holds the descriptors that keep a network's namespace
+alive, so whatever ends the warden ends the networks, with all interfaces in them; and two networks have no way to each
+other. A box finds the others by name in its own /etc/hosts, which is rewritten, in place, as boxes come and go.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
+
+from pytest_nsbox.kernel import links
+from pytest_nsbox.kernel.netlink import Netlink, open_netlink
+from pytest_nsbox.policy import init_layer, networks
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.warden.elsewhere import Elsewhere
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from pytest_nsbox.policy.networks import Shape
+    from pytest_nsbox.warden.box import Box
+    from pytest_nsbox.warden.containers import Containers
+    from pytest_nsbox.warden.order import Connection
+
+BRIDGE = "nsbr0"
+_BRIDGE_INDEX = 10
+# A port of the bridge and the interface in the box must have different numbers: the kernel takes an interface whose
+# peer has its own number for one without a peer, and waits up to a second before it says that the link is there.
+_FIRST_PORT = 1000
+_FIRST_INTERFACE = 10
+_LARGEST_NUMBER = 0xFFFF
+
+
+class Member:
+    """A box in a network. `names` are what others call it; `interface` is its own end, `port` the bridge's."""
+
+    __slots__ = ("addresses", "box", "index", "interface", "lost", "mac", "name", "names", "port", "title")
+
+    def __init__(self, box: Box, name: str, names: tuple[str, ...], title: str) -> None:
+        self.box = box
+        self.name = name
+        self.names = names
+        # What it calls itself besides.
+        self.title = title
+        self.addresses: list[str] = []
+        self.mac = b""
+        self.interface = ""
+        self.index = 0
+        self.port = 0
+        # Members that it cannot reach, nor they it.
+        self.lost: set[str] = set()
+
+
+class Network:
+    """One network. Its namespace goes with `close`."""
+
+    def __init__(self, name: str, subnets: tuple[str, ...], shape: Shape, owner: Connection) -> None:
+        self.name = name
+        self.subnets = subnets
+        self.shape = shape
+        self.owner: Connection | None = owner
+        self.internal = True
+        self.members: dict[str, Member] = {}
+        self.namespace = -1
+        self.link: Netlink | None = None
+        # Kept by a claim: see Networks._claim.
+        self.claims: list[socket] = []
+        self._number = 1
+        # Ports that were made: of boxes that have ended the kernel removes them when it gets to it.
+        self._used: set[int] = set()
+
+    def gateways(self) -> list[str]:
+        """Return its own addresses, those of the bridge."""
+        return [networks.address_of(subnet, 1) for subnet in self.subnets]
+
+    def open(self, elsewhere: Elsewhere) -> None:
+        """Make it. Raises KernelError or BoxFailed."""
+        self.namespace = elsewhere.make()
+        self.link = Netlink(elsewhere.open(self.namespace, lambda: [open_netlink()])[0])
+        messages = [links.switch("lo", 1, up=True), links.bridge(BRIDGE, _BRIDGE_INDEX)]
+        for subnet, gateway in zip(self.subnets, self.gateways(), strict=True):
+            messages.append(links.address(gateway, int(subnet.rpartition("/")[2]), _BRIDGE_INDEX))
+        try:
+            self.link.do(messages)
+        except KernelError as error:
+            raise BoxFailed(f"network {self.name!r}: {error} (it takes a kernel with bridge and veth)") from None
+
+    def take_numbers(self, member: Member, session: bytes) -> None:
+        """Give `member` the next addresses that nobody has. Raises BoxFailed if there are none left."""
+        used = {other.port - _FIRST_PORT for other in self.members.values()}
+        for _ in range(_LARGEST_NUMBER):
+            self._number += 1
+            found = [networks.address_of(subnet, self._number) for subnet in self.subnets]
+            if not all(found) or self._number > _LARGEST_NUMBER:
+                if len(used) >= self._number - 2:
+                    break
+                self._number = 1
+            elif self._number not in used:
+                member.addresses, member.port = found, _FIRST_PORT + self._number
+                member.mac = networks.mac_of(self._number, session)
+                return
+        raise BoxFailed(f"network {self.name!r}: all addresses of {self.subnets[0]} are taken")
+
+    def plug(self, member: Member, elsewhere: Elsewhere, namespace: int) -> None:
+        """Connect `member`, whose network namespace is `namespace`. Raises KernelError or BoxFailed."""
+        assert self.link is not None
+        index, port = member.index, f"port{member.port - _FIRST_PORT}"
+        inside = Netlink(elsewhere.open(namespace, lambda: [open_netlink()])[0])
+        try:
+            peer = (member.interface, index, member.mac, namespace)
+            self._clear(member.port)
+            self.link.do([links.veth(port, member.port, _BRIDGE_INDEX, peer)])
+            messages = []
+            for subnet, address in zip(self.subnets, member.addresses, strict=True):
+                messages.append(links.address(address, int(subnet.rpartition("/")[2]), index))
+            self._form(port, member.port)
+            inside.do([links.switch(member.interface, index, up=True), *messages, *self._ways_out(index)])
+        finally:
+            inside.close()
+
+    def drop(self, box: Box) -> None:
+        """Forget a box that has ended."""
+        self.members = {name: m for name, m in self.members.items() if m.box is not box}
+
+    def _clear(self, port: int) -> None:
+        """Remove a port that another box had, if it is there still: that box's interface would answer as well."""
+        assert self.link is not None
+        if port not in self._used:
+            self._used.add(port)
+            return
+        try:
+            self.link.do([links.remove(f"port{port - _FIRST_PORT}", port)])
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def _ways_out(self, index: int) -> list[Any]:
+        return [] if self.internal else [links.default_route(gateway, index) for gateway in self.gateways()]
+
+    def _form(self, port: str, number: int) -> None:
+        """Give a port the network's rate, delay and loss."""
+        assert self.link is not None
+        shape = self.shape
+        disturbed = shape.delay is not None or shape.loss is not None
+        try:
+            if disturbed:
+                self.link.do([links.disturb(port, number, shape.delay or 0.0, shape.loss or 0.0)])
+            if shape.rate is not None:
+                self.link.do([links.limit(port, number, shape.rate, below=disturbed)])
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            kind, keys = ("netem", "delay and loss take") if "netem" in error.target else ("tbf", "rate takes")
+            raise BoxFailed(
+                f"network {self.name!r}: {keys} the kernel's sch_{kind}, which it does not have (modprobe sch_{kind})"
+            ) from None
+
+    def member(self, name: str) -> Member:
+        """Return the box of that name. Raises BoxFailed if it is not here."""
+        try:
+            return self.members[name]
+        except KeyError:
+            there = ", ".join(map(repr, self.members)) or "none"
+            raise BoxFailed(f"network {self.name!r} has no box {name!r} (boxes in it: {there})") from None
+
+    def close(self) -> None:
+        """Let go of everything: with its last descriptor the kernel removes it."""
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        if self.namespace >= 0:
+            os.close(self.namespace)
+            self.namespace = -1
+        for claim in self.claims:
+            claim.close()
+        self.claims.clear()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `docker network inspect` tells."""
+        return {
+            "Name": self.name,
+            "Internal": self.internal,
+            "Subnets": list(self.subnets),
+            "Gateways": self.gateways(),
+            "Containers": {member.name: entry(member) for member in self.members.values()},
+        }
+
+
+def entry(member: Member) -> dict[str, Any]:
+    """Return what is told of a box in a network."""
+    found = {"Interface": member.interface, "MacAddress": member.mac.hex(":"), "IPAddress": "", "GlobalIPv6Address": ""}
+    for address in member.addresses:
+        found["GlobalIPv6Address" if ":" in address else "IPAddress"] = address
+    return found
+
+
+class Networks:
+    """The networks of one warden, by name."""
+
+    def __init__(self, containers: Containers) -> None:
+        self.containers = containers
+        self.by_name: dict[str, Network] = {}
+        self._made = 0
+        self._session = os.urandom(5)
+        server = containers.server
+        assert server.session is not None
+        self.elsewhere = Elsewhere(server.doors, returns=server.session.mode != "rootless")
+
+    # --- making and removing
+
+    def make(self, wanted: dict[str, Any], owner: Connection) -> tuple[Network, bool]:
+        """Return the network that `wanted` describes, and whether it is new. Raises BoxFailed or KernelError."""
+        shape = networks.Shape(rate=wanted["rate"], delay=wanted["delay"], loss=wanted["loss"])
+        found = self.by_name.get(wanted["name"] or "")
+        if found is not None:
+            same = wanted["subnets"] in ([], list(found.subnets[: len(wanted["subnets"])]))
+            if not same or shape not in (networks.Shape(), found.shape) or wanted["internal"] != found.internal:
+                raise BoxFailed(f"there is a network {found.name!r} already, and it is another one")
+            return found, False
+        self._made += 1
+        name = wanted["name"] or f"net-{self._made}"
+        if name in self.by_name:
+            raise BoxFailed(f"there is a network {name!r} already")
+        network = Network(name, (), shape, owner)
+        try:
+            network.subnets = self._subnets(tuple(wanted["subnets"]), network)
+            network.internal = wanted["internal"]
+            network.open(self.elsewhere)
+        except BaseException:
+            network.close()
+            raise
+        self.by_name[name] = network
+        return network, True
+
+    def _subnets(self, wanted: tuple[str, ...], network: Network) -> tuple[str, ...]:
+        link = Netlink(open_netlink())
+        try:
+            routes = links.routes(link)
+        finally:
+            link.close()
+        for subnet in wanted:
+            other = networks.clash(subnet, routes)
+            if other:
+                raise BoxFailed(f"subnet={subnet!r}: the host has {other}, and a box could not reach both")
+            for there in self.by_name.values():
+                if networks.clash(subnet, [(own, there.name) for own in there.subnets]):
+                    raise BoxFailed(f"subnet={subnet!r}: the network {there.name!r} has addresses of it")
+        subnets = list(wanted)
+        if not any("." in subnet for subnet in wanted):
+            subnets.insert(0, self._claim(routes, network))
+        if not any(":" in subnet for subnet in wanted) and _has_ipv6():
+            subnets.append(networks.unique_local(self._session, self._made))
+        return tuple(subnets)
+
+    def _claim(self, routes: list[tuple[str, str]], network: Network) -> str:
+        """Return a subnet that no route of the host's and no network of another run has.
+
+        An abstract unix socket with its name says that it is taken: such names are the network namespace's own, and
+        end with whoever has them.
+        """
+        used = [(own, "") for other in self.by_name.values() for own in other.subnets]
+        for number in range(networks.POOL_SIZE):
+            subnet = networks.candidate(number, [*routes, *used])
+            if not subnet:
+                continue
+            claim = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+            try:
+                claim.bind(f"\0pytest-nsbox/subnet/{subnet}".encode())
+            except OSError as error:
+                claim.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            network.claims.append(claim)
+            return subnet
+        raise BoxFailed("every subnet from 10.213.0.0/24 to 10.216.255.0/24 is in use: name one with subnet=")
+
+    def find(self, name: str) -> Network:
+        """Return the network of that name. Raises BoxFailed if there is none."""
+        try:
+            return self.by_name[name]
+        except KeyError:
+            there = ", ".join(map(repr, self.by_name)) or "none"
+            raise BoxFailed(
+                f"net={name!r}: there is no such network (there are: {there}); nsbox.network({name!r}) makes it"
+            ) from None
+
+    def remove(self, name: str) -> None:
+        """Remove a network that no box is in. Raises BoxFailed."""
+        network = self.find(name)
+        self.prune()
+        if network.members:
+            users = ", ".join(sorted(network.members))
+            raise BoxFailed(f"the network {name!r} is in use by {users}")
+        del self.by_name[name]
+        network.close()
+
+    def disown(self, connection: Connection) -> None:
+        """Who made these is gone: they go with their last box."""
+        for network in list(self.by_name.values()):
+            if network.owner is connection:
+                network.owner = None
+        self.prune()
+
+    # --- boxes in them
+
+    def join(self, name: str, box: Box, called: str, hostname: str | None) -> None:
+        """Take a box with a network namespace of its own into network `name`; `called` is what others call it.
+
+        Raises BoxFailed or KernelError; the box must be ended then.
+        """
+        network = self.find(name)
+        self.prune()
+        if called in network.members:
+            raise BoxFailed(f"the box {called!r} is in the network {name!r} already")
+        names = (called,) if hostname in (None, called) else (called, hostname or "")
+        member = Member(box, called, names, hostname or os.uname().nodename)
+        network.take_numbers(member, self._session)
+        taken = sum(called in other.members for other in self.by_name.values())
+        member.interface, member.index = f"eth{taken}", _FIRST_INTERFACE + taken
+        namespace = self.containers.server.doors.open_namespace(box.pid, "net")
+        try:
+            network.plug(member, self.elsewhere, namespace)
+        finally:
+            os.close(namespace)
+        network.members[called] = member
+        self._tell([network])
+
+    def leave(self, box: Box) -> None:
+        """A box has ended; its interfaces go with it."""
+        left = [network for network in self.by_name.values() for m in network.members.values() if m.box is box]
+        for network in left:
+            network.drop(box)
+        if left:
+            self._tell(left)
+        for network in left:
+            self._drop_if_orphaned(network)
+
+    def prune(self) -> None:
+        """Forget boxes that have ended without saying so: those of tests."""
+        gone = {m.box.name: m.box for n in self.by_name.values() for m in n.members.values() if _has_ended(m.box)}
+        for box in gone.values():
+            self.leave(box)
+        for network in list(self.by_name.values()):
+            self._drop_if_orphaned(network)
+
+    def _drop_if_orphaned(self, network: Network) -> None:
+        if network.owner is None and not network.members and self.by_name.get(network.name) is network:
+            del self.by_name[network.name]
+            network.close()
+
+    def of(self, box: Box) -> list[tuple[Network, Member]]:
+        """Return the networks that a box is in."""
+        return [(n, m) for n in self.by_name.values() for m in n.members.values() if m.box is box]
+
+    def _tell(self, changed: list[Network]) -> None:
+        """Write the names of all members into the /etc/hosts of each box of these networks."""
+        for box in {m.box.name: m.box for network in changed for m in network.members.values()}.values():
+            rows: list[tuple[str, tuple[str, ...]]] = []
+            for network, own in self.of(box):
+                # Its own addresses first: what it is called must not depend on who else came.
+                own_names = tuple(dict.fromkeys((*own.names, own.title)))
+                rows[:0] = [(address, own_names) for address in own.addresses]
+                rows += [(a, m.names) for m in network.members.values() if m is not own for a in m.addresses]
+            _write_hosts(box, init_layer.hosts(addresses=rows))
+
+    # --- links that are cut
+
+    def set_link(self, name: str, called: str, *, up: bool) -> None:
+        """Pull the cable of a box, or plug it in again. Raises BoxFailed or KernelError."""
+        network = self.find(name)
+        member = network.member(called)
+        assert network.link is not None
+        network.link.do([links.switch(f"port{member.port - _FIRST_PORT}", member.port, up=up)])
+
+    def set_path(self, name: str, first: str, second: str, *, there: bool) -> None:
+        """Let two boxes reach each other, or not. Raises BoxFailed or KernelError."""
+        network = self.find(name)
+        one, other = network.member(first), network.member(second)
+        if one is other:
+            raise BoxFailed(f"network {name!r}: the box {first!r} has no link to itself")
+        if (second not in one.lost) is there:
+            return
+        for here, away in ((one, other), (other, one)):
+            self._set_neighbours(here, away.addresses, there=there)
+            (here.lost.discard if there else here.lost.add)(away.name)
+
+    def _set_neighbours(self, member: Member, addresses: Iterable[str], *, there: bool) -> None:
+        set_ = links.find_again if there else links.lose
+        namespace = self.containers.server.doors.open_namespace(member.box.pid, "net")
+        try:
+            link = Netlink(self.elsewhere.open(namespace, lambda: [open_netlink()])[0])
+        finally:
+            os.close(namespace)
+        try:
+            link.do([set_(address, member.index) for address in addresses])
+        finally:
+            link.close()
+
+    def close(self) -> None:
+        """The warden ends."""
+        for network in self.by_name.values():
+            network.close()
+        self.by_name.clear()
+        self.elsewhere.close()
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC).close()
+    except OSError:
+        return False
+    return True
+
+
+def _has_ended(box: Box) -> bool:
+    return box.released or box.reaped
+
+
+def _write_hosts(box: Box, text: str) -> None:
+    """Replace the box's /etc/hosts in one write: it must never be seen empty, or with half a line."""
+    if "hosts" not in box.tree.init_files:
+        return
+    try:
+        fd = os.open(box.tree.init_file("hosts"), os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # The box was removed.
+        return
+    try:
+        data = text.encode()
+        # What is longer is replaced by empty lines first, which then can go.
+        os.pwrite(fd, data.ljust(os.fstat(fd).st_size, b"\n"), 0)
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)

@@ -1,0 +1,316 @@
+"""Networks of boxes, on the kernel: addresses, names, what cannot be reached, links that are cut."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_nsbox import BoxFailed
+from pytest_nsbox.container import Box
+from pytest_nsbox.network import Network
+from pytest_nsbox.nsbox import NsBox
+from pytest_nsbox.policy.errors import SpecProblems
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden.client import Warden
+from tests.warden.boxes import config, run_in, started
+
+# The warden's connection and the boxes' processes stay for the module.
+pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
+
+# Sends what it is sent, and tells who asked, as long as it lives.
+SERVER = """
+import socket
+server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True)
+print("up", flush=True)
+while True:
+    client, address = server.accept()
+    client.sendall(address[0].removeprefix("::ffff:").encode())
+    client.close()
+"""
+ASK = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], 7), float(sys.argv[2])) as server:
+        print(server.recv(100).decode(), end="")
+except OSError as error:
+    print(type(error).__name__, error, end="")
+"""
+
+
+@pytest.fixture
+def boxes(warden: Warden) -> Iterator[NsBox]:
+    made = NsBox(warden.connect, "/")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lan(boxes: NsBox) -> Network:
+    return boxes.network("lan")
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code, *arguments]
+
+
+def serve(boxes: NsBox, name: str, net: object) -> Box:
+    box = boxes.start(python(SERVER), name=name, net=net)
+    wait_until(lambda: "up" in box.logs())
+    return box
+
+
+def ask(box: Box, name: str, patience: float = 5.0) -> str:
+    """What the server `name` tells `box`, or the error."""
+    return str(box.exec(python(ASK, name, str(patience)), check=True).stdout)
+
+
+def wait_until(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class TestNetwork:
+    def test_boxes_reach_each_other_by_name_and_address(self, boxes: NsBox, lan: Network):
+        web, client = serve(boxes, "web", lan), boxes.start(["sleep", "60"], name="client", net="lan")
+        assert web.ip == lan.inspect()["Containers"]["web"]["IPAddress"]
+        assert ask(client, "web") in lan.inspect()["Containers"]["client"].values()
+        assert ask(client, str(web.ip)) == client.ip
+        assert web.inspect()["Networks"]["lan"]["IPAddress"] == web.ip
+
+    @pytest.mark.needs("ipv6")
+    def test_they_have_ipv6_too(self, boxes: NsBox, lan: Network):
+        serve(boxes, "web", lan)
+        client = boxes.start(["sleep", "60"], name="client", net=lan)
+        there = lan.inspect()["Containers"]
+        assert ask(client, there["web"]["GlobalIPv6Address"]) == there["client"]["GlobalIPv6Address"]
+        assert len(lan.subnets) == 2
+
+    def test_names_come_and_go_with_the_boxes(self, boxes: NsBox, lan: Network):
+        first = boxes.start(["sleep", "60"], name="first", net=lan, hostname="one.example")
+        hosts = first.exec(["cat", "/etc/hosts"]).stdout
+        assert f"{first.ip}\tfirst one.example\n" in hosts
+        with boxes.start(["sleep", "60"], name="second", net=lan) as second:
+            assert f"{second.ip}\tsecond\n" in first.exec(["cat", "/etc/hosts"]).stdout
+            assert f"{first.ip}\tfirst one.example\n" in second.exec(["cat", "/etc/hosts"]).stdout
+        assert first.exec(["cat", "/etc/hosts"]).stdout == hosts
+        assert first.changes() == []
+
+    def test_one_that_ended_leaves_no_name(self, boxes: NsBox, lan: Network):
+        first = boxes.start(["sleep", "60"], name="first", net=lan)
+        ended = boxes.start(["true"], name="ended", net=lan)
+        ended.wait(10)
+        wait_until(lambda: "ended" not in first.exec(["cat", "/etc/hosts"]).stdout)
+        assert list(lan.inspect()["Containers"]) == ["first"]
+
+    def test_another_network_is_not_reached(self, boxes: NsBox, lan: Network):
+        web = serve(boxes, "web", lan)
+        stranger = boxes.start(["sleep", "60"], net=boxes.network())
+        assert "unreachable" in ask(stranger, str(web.ip))
+        assert "gaierror" in ask(stranger, "web")
+
+    def test_the_hosts_network_is_not_reached_nor_has_it_any_of_this(self, boxes: NsBox):
+        before = os.listdir("/sys/class/net")
+        routes = Path("/proc/net/route").read_text(encoding="ascii")
+        lan = boxes.network(subnet="10.99.7.0/28")
+        web = serve(boxes, "web", lan)
+        assert web.ip == "10.99.7.2"
+        assert os.listdir("/sys/class/net") == before
+        assert Path("/proc/net/route").read_text(encoding="ascii") == routes
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            reached = web.exec(python(ASK.replace(", 7)", f", {server.getsockname()[1]})"), "127.0.0.1", "2"))
+            assert "refused" in reached.stdout
+
+    def test_a_small_subnet_has_few_addresses_and_gives_them_again(self, boxes: NsBox):
+        tiny = boxes.network("tiny", subnet="10.99.8.0/30")
+        for _ in range(2):
+            with boxes.start(["sleep", "60"], name="only", net=tiny) as box:
+                assert box.ip == "10.99.8.2"
+                with pytest.raises(BoxFailed, match=r"network 'tiny': all addresses of 10.99.8.0/30 are taken"):
+                    boxes.run(["true"], net=tiny)
+
+    def test_a_box_with_networks_interface_cannot_reach_the_bridge_of_others(self, boxes: NsBox, lan: Network):
+        result = boxes.run(["ls", "/sys/class/net"], net=lan)
+        assert set(result.stdout.split()) >= {"lo", "eth0"}
+        assert not [name for name in result.stdout.split() if name.startswith(("port", "nsbr"))]
+
+
+class TestErrors:
+    def test_an_unknown_network_is_told(self, boxes: NsBox, lan: Network):
+        text = r"net='wan': there is no such network \(there are: 'lan'\); nsbox.network\('wan'\) makes it"
+        with pytest.raises(BoxFailed, match=text):
+            boxes.run(["true"], net="wan")
+
+    def test_all_that_is_wrong_is_told_at_once(self, boxes: NsBox):
+        with pytest.raises(SpecProblems) as caught:
+            boxes.network("a b", subnet="10.0.0.1/24", rate="fast", delay="late", loss="200%")
+        told = str(caught.value).splitlines()
+        assert [line.partition("=")[0] for line in told] == [
+            f"nsbox.network: {key}" for key in ("name", "subnet", "rate", "delay", "loss")
+        ]
+        assert all("(accepted: " in line for line in told)
+
+    def test_an_address_of_the_hosts_is_refused(self, boxes: NsBox):
+        with pytest.raises(SpecProblems, match="no box can have an address in"):
+            boxes.network(subnet="127.0.0.0/8")
+
+    def test_the_same_addresses_twice_are_refused(self, boxes: NsBox):
+        boxes.network("one", subnet="10.99.0.0/16")
+        with pytest.raises(BoxFailed, match=r"subnet='10.99.1.0/24': the network 'one' has addresses of it"):
+            boxes.network("two", subnet="10.99.1.0/24")
+
+    def test_a_name_is_found_again_but_not_as_another_network(self, boxes: NsBox, lan: Network):
+        assert boxes.network("lan").subnet == lan.subnet
+        assert boxes.networks == [lan]
+        with pytest.raises(BoxFailed, match="there is a network 'lan' already, and it is another one"):
+            boxes.network("lan", rate="1mbit")
+
+    def test_one_in_use_is_not_removed(self, boxes: NsBox, lan: Network):
+        with (
+            boxes.start(["sleep", "60"], name="web", net=lan),
+            pytest.raises(BoxFailed, match="the network 'lan' is in use by web"),
+        ):
+            lan.remove()
+        lan.remove()
+        with pytest.raises(BoxFailed, match="there is no such network"):
+            lan.inspect()
+        assert boxes.networks == []
+
+    def test_a_box_that_is_not_in_it_is_told(self, boxes: NsBox, lan: Network):
+        with pytest.raises(BoxFailed, match=r"network 'lan' has no box 'web' \(boxes in it: none\)"):
+            lan.disconnect("web")
+
+
+def test_runs_at_the_same_time_choose_other_subnets(boxes: NsBox, lan: Network):
+    with started() as other:
+        theirs = NsBox(other.connect, "/")
+        try:
+            assert theirs.network("lan").subnet not in {lan.subnet, boxes.network().subnet}
+        finally:
+            theirs.close()
+
+
+def test_a_client_that_is_gone_takes_its_networks_along(warden: Warden, boxes: NsBox):
+    gone = NsBox(warden.connect, "/")
+    gone.network("short")
+    gone.start(["sleep", "60"], net="short")
+    gone.engine.close()
+
+    def is_there() -> bool:
+        try:
+            return boxes.network("short") in boxes.networks[:-1]
+        except BoxFailed:
+            return True
+
+    wait_until(lambda: not is_there())
+
+
+class TestLinks:
+    def test_a_cut_link_is_between_two_boxes_alone(self, boxes: NsBox, lan: Network):
+        one, two, three = (serve(boxes, name, lan) for name in ("one", "two", "three"))
+        lan.cut(one, "two")
+        assert "TimeoutError" in ask(one, str(two.ip), 0.2)
+        assert "TimeoutError" in ask(two, str(one.ip), 0.2)
+        assert ask(one, str(three.ip)) == one.ip
+        assert ask(three, str(two.ip)) == three.ip
+        lan.mend("two", one)
+        assert ask(one, str(two.ip)) == one.ip
+
+    def test_a_disconnected_box_keeps_its_connections(self, boxes: NsBox, lan: Network):
+        web = serve(boxes, "web", lan)
+        client = boxes.start(["sleep", "60"], net=lan)
+        lan.disconnect(web)
+        assert "TimeoutError" in ask(client, str(web.ip), 0.3)
+        lan.connect(web)
+        wait_until(lambda: ask(client, str(web.ip), 1) == client.ip)
+
+    def test_a_rate_is_kept(self, boxes: NsBox):
+        slow = boxes.network(rate="8mbit")
+        receive = (
+            "import socket, time\ns = socket.create_server(('', 7)); print('up', flush=True)\nc, _ = s.accept()\n"
+            "begun = time.monotonic()\nsize = 0\nwhile part := c.recv(65536): size += len(part)\n"
+            "print(size, time.monotonic() - begun)"
+        )
+        sink = boxes.start(python(receive), name="sink", net=slow)
+        wait_until(lambda: "up" in sink.logs())
+        send = "import socket; socket.create_connection(('sink', 7)).sendall(bytes(400_000))"
+        boxes.run(python(send), net=slow, check=True)
+        assert sink.wait(20) == 0
+        size, seconds = sink.logs().split()[1:]
+        assert int(size) == 400_000
+        # A megabyte per second, less what may come in one go.
+        assert 0.3 < float(seconds) < 3
+
+    def test_delay_and_loss_take_netem(self, boxes: NsBox):
+        far = boxes.network("far", delay="100ms", rate="80mbit")
+        try:
+            web = serve(boxes, "web", far)
+        except BoxFailed as error:
+            text = (
+                "network 'far': delay and loss take the kernel's sch_netem, which it does not have (modprobe sch_netem)"
+            )
+            assert str(error) == text
+            return
+        client = boxes.start(["sleep", "60"], net=far)
+        begun = time.monotonic()
+        assert ask(client, str(web.ip)) == client.ip
+        # There and back for the first packet, and there and back for the answer.
+        assert time.monotonic() - begun > 0.35
+
+
+class TestBoxesOfTests:
+    def test_a_tests_box_joins_when_it_is_handed_out(self, warden: Warden, boxes: NsBox, lan: Network):
+        web = serve(boxes, "web", lan)
+        box = warden.acquire(Spec(net="lan", hostname="tester"))
+        try:
+
+            def ask_in_box() -> tuple[str, str]:
+                with socket.create_connection((str(web.ip), 7), 5) as server:
+                    return server.recv(100).decode(), socket.gethostbyname("web")
+
+            own, found = run_in(box, ask_in_box)
+            assert found == web.ip
+            assert f"{own}\t{box.name} tester\n" in web.exec(["cat", "/etc/hosts"]).stdout
+        finally:
+            box.release()
+        wait_until(lambda: "tester" not in web.exec(["cat", "/etc/hosts"]).stdout)
+
+    def test_an_unknown_network_is_an_error_when_it_is_handed_out(self, warden: Warden):
+        with pytest.raises(BoxFailed, match="net='lan': there is no such network"):
+            warden.acquire(Spec(net="lan"))
+
+
+def test_nothing_of_a_network_stays_after_the_warden_was_killed(warden: Warden):
+    before = os.listdir("/sys/class/net")
+    other = Warden.start(config())
+    theirs = NsBox(other.connect, "/")
+    try:
+        box = theirs.start(["sleep", "60"], net=theirs.network())
+        namespace = os.readlink(f"/proc/{box.pid}/ns/net")
+        os.kill(other.pid, 9)
+        wait_until(lambda: not _somebody_in(namespace))
+        assert os.listdir("/sys/class/net") == before
+    finally:
+        theirs.engine.close()
+        other.close()
+    # What it left on disk the next one sweeps.
+    with started():
+        wait_until(lambda: len(list(Path(tempfile.gettempdir()).glob("nsbox-*"))) == 2)
+
+
+def _somebody_in(namespace: str) -> bool:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "ns" / "net") == namespace:
+                return True
+        except OSError:
+            continue
+    return False

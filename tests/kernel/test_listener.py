@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +31,27 @@ pytestmark = pytest.mark.needs("root", "seccomp listener")
 INFO = SysInfo(7, (1, 2, 3), 5 << 30, 4 << 30, 3, 2, 1 << 20, 1 << 19, 9)
 
 
+def answer_all(fd: int) -> list[int]:
+    """Answer until nobody can ask any more; return who asked, by kind."""
+    asked = []
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    answerer = listener.Listener(fd)
+    while poll.poll(10_000):
+        try:
+            call = answerer.receive()
+        except KernelError as error:
+            assert error.errno == errno.EPIPE
+            break
+        if call is not None:
+            asked.append(call[2])
+            answerer.answer(call[0], call[1], call[3], INFO.pack(narrow=call[2] in listener.NARROW))
+    return asked
+
+
 @contextmanager
 def answering(function: Callable[[], Any]) -> Iterator[list[int]]:
-    """Run `function` in a process that listens; answer until nobody can ask any more. Yields who asked, by kind."""
+    """Run `function` in a process that listens, and answer. Yields the list of who asked, filled at the end."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -48,29 +67,22 @@ def answering(function: Callable[[], Any]) -> Iterator[list[int]]:
         finally:
             os._exit(status)
     theirs.close()
+    # Older kernels say that nobody can ask any more when the last who could has been waited for.
+    statuses: list[int] = []
+    waiter = threading.Thread(target=lambda: statuses.append(os.waitpid(pid, 0)[1]))
+    waiter.start()
     asked: list[int] = []
     fds: list[int] = []
     try:
         fds = socket.recv_fds(ours, 1, 1)[1]
         yield asked
-        poll = select.poll()
-        poll.register(fds[0], select.POLLIN)
-        answerer = listener.Listener(fds[0])
-        while poll.poll(10_000):
-            try:
-                call = answerer.receive()
-            except KernelError as error:
-                assert error.errno == errno.EPIPE
-                break
-            if call is not None:
-                asked.append(call[2])
-                answerer.answer(call[0], call[1], call[3], INFO.pack(narrow=call[2] in listener.NARROW))
+        asked += answer_all(fds[0])
     finally:
-        _, status = os.waitpid(pid, 0)
+        waiter.join()
         ours.close()
         for fd in fds:
             os.close(fd)
-    assert status == 0
+    assert statuses == [0]
 
 
 def call_sysinfo(address: Any) -> tuple[int, int]:

@@ -52,6 +52,11 @@ def require(*names: str) -> None:
         pytest.skip(f"needs {name}: {why}")
 
 
+def times(count: int, in_vm: int) -> int:
+    """How often a test does what it repeats to see a rare thing; the VM's kernel is slow and has one CPU."""
+    return in_vm if os.environ.get("NSBOX_VM") == "1" else count
+
+
 def require_cgroup_version(version: int) -> None:
     """Skips on a machine of the other version, always: the environment `vm` runs the suite's other half."""
     found = cgroup_version()

@@ -17,6 +17,7 @@ from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
+from tests.capabilities import times
 from tests.warden.boxes import config, run, run_in, started
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
@@ -98,6 +99,7 @@ def test_an_error_in_making_a_box_is_told_and_the_next_box_is_made() -> None:
 
 def test_a_process_with_threads_can_fork_into_boxes() -> None:
     stop = threading.Event()
+    repeats = times(20, in_vm=5)
 
     def start_threads() -> None:
         while not stop.is_set():
@@ -113,12 +115,12 @@ def test_a_process_with_threads_can_fork_into_boxes() -> None:
             with warnings.catch_warnings():
                 # os.fork's own, since 3.12.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                pids = [run(warden, os.getpid) for _ in range(20)]
+                pids = [run(warden, os.getpid) for _ in range(repeats)]
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-        assert pids == [2] * 20
+        assert pids == [2] * repeats
         assert os.readlink("/proc/self/ns/pid") == os.readlink("/proc/self/ns/pid_for_children")
 
 

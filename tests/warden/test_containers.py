@@ -19,6 +19,7 @@ from pytest_nsbox.fixtures import Change
 from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.policy.errors import SpecProblems
 from pytest_nsbox.warden.client import Warden
+from tests.capabilities import times
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = pytest.mark.keeps_running
@@ -243,9 +244,10 @@ class TestStart:
         assert box.usage()["cpu_s"] >= 0
 
     def test_a_hundred_at_once(self, boxes: NsBox):
-        started = [boxes.start(["sleep", "60"]) for _ in range(100)]
+        count = times(100, in_vm=20)
+        started = [boxes.start(["sleep", "60"]) for _ in range(count)]
         assert {box.status for box in started} == {"running"}
-        assert len({box.pid for box in started}) == 100
+        assert len({box.pid for box in started}) == count
         boxes.close()
         assert not any(Path(f"/proc/{box._pid}").exists() for box in started)
 
@@ -278,7 +280,7 @@ class TestVolumes:
 
     def test_a_new_one_of_the_same_name_is_empty(self, boxes: NsBox):
         # The box may give back its root before the volume is removed or after.
-        for _ in range(10):
+        for _ in range(times(10, in_vm=4)):
             volume = boxes.volume("again")
             assert boxes.run(["ls", "/data"], volumes=["again:/data"]).stdout == ""
             boxes.run(["touch", "/data/old"], volumes=["again:/data"], check=True)

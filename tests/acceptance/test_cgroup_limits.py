@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_nsbox.kernel import cgroup, cgroup_tree
+from tests.acceptance.comparing import BARE
 from tests.capabilities import require_cgroup_version
 from tests.kernel.cgroups import groups_below
 from tests.leftovers import PARENT
@@ -20,9 +21,15 @@ pytestmark = pytest.mark.needs("root", "overlay", "user namespace", "cgroup:memo
 MIB = 1024 * 1024
 
 
+@pytest.fixture(autouse=True)
+def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in BARE.items():
+        monkeypatch.setenv(name, value)
+
+
 def run(pytester: pytest.Pytester, *arguments: str) -> tuple[pytest.RunResult, dict[str, dict[str, Any]]]:
     """Run the suite with the usage written as JSON; return the result and {test name: its entry}."""
-    result = pytester.runpytest_subprocess("--sandbox-json=usage.json", *arguments)
+    result = pytester.runpytest_subprocess("-p", "nsbox", "--sandbox-json=usage.json", *arguments)
     entries = json.loads((pytester.path / "usage.json").read_text(encoding="utf-8"))["tests"]
     return result, {entry["nodeid"].rpartition("::")[2]: entry for entry in entries}
 
@@ -86,9 +93,10 @@ def test_the_cpu_quota_slows_a_test_and_the_usage_tells(pytester: pytest.Pyteste
         import time
         import pytest
 
-        @pytest.mark.sandbox(cpu="20%", cpu_period="20ms")
+        # So little that the quota is used up early in each period, also where others want the CPU.
+        @pytest.mark.sandbox(cpu="5%", cpu_period="20ms")
         def test_slow():
-            end = time.monotonic() + 1.5
+            end = time.monotonic() + 1
             while time.monotonic() < end:
                 pass
         """
@@ -220,7 +228,7 @@ def test_in_a_delegated_group_pytest_makes_room_for_boxes_and_goes_back(
             """
         )
         command = 'echo 0 > "$1/cgroup.procs" && shift && "$@"; s=$?; cat /proc/self/cgroup; exit $s'
-        pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+        pytest_ = (sys.executable, "-m", "pytest", "-p", "nsbox", "-p", "no:cacheprovider")
         result = pytester.run("sh", "-c", command, "sh", str(group), *pytest_)
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines([f"0::/{group.name}"])

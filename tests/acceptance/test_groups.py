@@ -211,7 +211,7 @@ def test_usage_is_each_tests_own(runs: Runs):
     assert used["burns"]["sandbox.cpu_s"] >= 0.3
     assert used["rests"]["sandbox.cpu_s"] < 0.15
     assert used["rests"]["sandbox.wall_s"] >= 0.3
-    assert used["does_not"]["sandbox.wall_s"] < 0.3
+    assert used["does_not"]["sandbox.wall_s"] < 0.6  # what two before it took together
     assert used["allocates"]["sandbox.memory_peak_bytes"] > 64 << 20
     if os.path.isdir("/sys/fs/cgroup/memory"):  # v1 lets a peak begin anew
         assert used["does_not"]["sandbox.memory_peak_bytes"] < 32 << 20

@@ -139,9 +139,9 @@ def test_an_index_of_platforms_gives_the_one_of_this_machine(store, tmp_path):
 
 def test_a_second_use_copies_nothing(store, kept, tmp_path):
     times = {path: path.lstat().st_mtime_ns for path in Path(store.path).rglob("*")}
-    began = time.perf_counter()
+    began = time.process_time()
     assert store.find("./thing.tar", str(tmp_path)) == kept
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
     assert {path: path.lstat().st_mtime_ns for path in Path(store.path).rglob("*")} == times
 
 

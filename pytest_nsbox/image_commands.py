@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsbox.columns import columns
 from pytest_nsbox.images.store import Store
 from pytest_nsbox.policy.errors import ImageError
 from pytest_nsbox.policy.units import format_size
@@ -53,9 +54,8 @@ def _list(options: argparse.Namespace) -> int:
     for image in images:
         told = image.id[7:19], str(len(image.layers)), format_size(image.size)
         rows += [(name, *told) for name in image.names or ("<none>",)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in columns(rows):
+        print(line)
     return 0
 
 
@@ -66,26 +66,31 @@ def _kept(store: Store, wanted: str) -> Image:
     return image
 
 
-def _inspect(options: argparse.Namespace) -> int:
+def describe(wanted: str) -> dict[str, Any]:
+    """What `nsbox image inspect` shows of an image. Raises ImageError."""
     store = Store()
-    shown = []
-    for wanted in options.images:
-        image = _kept(store, wanted)
-        document = store.document(image)
-        shown.append(
-            {
-                "Id": image.id,
-                "RepoTags": list(image.names),
-                "Created": document.get("created"),
-                "Architecture": document.get("architecture"),
-                "Os": document.get("os"),
-                "Config": document.get("config") or {},
-                "Size": image.size,
-                "RootFS": {"Type": "layers", "Layers": document["rootfs"]["diff_ids"]},
-                "GraphDriver": {"Name": "overlay", "Data": {"Layers": list(image.layers)}},
-            }
-        )
-    print(json.dumps(shown, indent=4))
+    image = _kept(store, wanted)
+    document = store.document(image)
+    return {
+        "Id": image.id,
+        "RepoTags": list(image.names),
+        "Created": document.get("created"),
+        "Architecture": document.get("architecture"),
+        "Os": document.get("os"),
+        "Config": document.get("config") or {},
+        "Size": image.size,
+        "RootFS": {"Type": "layers", "Layers": document["rootfs"]["diff_ids"]},
+        "GraphDriver": {"Name": "overlay", "Data": {"Layers": list(image.layers)}},
+    }
+
+
+def sweep_images() -> None:
+    """Remove layers that no image has and nobody uses, and what killed imports left."""
+    Store().sweep()
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    print(json.dumps([describe(wanted) for wanted in options.images], indent=4))
     return 0
 
 

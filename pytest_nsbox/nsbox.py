@@ -87,8 +87,8 @@ class NsBox:
         text     stdout and stderr as text (UTF-8), else as bytes
         """
         joined = _joined(spec)
-        made, image = self._read_image(self.spec("nsbox.run", {**spec, "timeout": timeout}))
-        fields = {**self._fields(arguments(argv, image), made, image, name), **joined}
+        made, image = self.read_image(self.spec("nsbox.run", {**spec, "timeout": timeout}))
+        fields = {**self.fields(arguments(argv, image), made, image, name), **joined}
         with Input(input) as fds:
             value, frames = told_apart(self.engine, "start", fds, {**fields, "run": True})
         found = result(value, frames, made, text=text)
@@ -123,9 +123,9 @@ class NsBox:
     def start(self, argv: Sequence[str | Path], *, name: str | None = None, **spec: Any) -> Box:
         """Start a program in a container of its own and return at once. BoxFailed if it cannot be started."""
         joined = _joined(spec)
-        made, image = self._read_image(self.spec("nsbox.start", spec))
+        made, image = self.read_image(self.spec("nsbox.start", spec))
         given = arguments(argv, image)
-        state, _ = self.engine.ask("start", **self._fields(given, made, image, name), **joined)
+        state, _ = self.engine.ask("start", **self.fields(given, made, image, name), **joined)
         box = Box(self, state, made, Origin(tuple(given), image))
         self.boxes.append(box)
         return box
@@ -152,7 +152,8 @@ class NsBox:
             return roots.told(child.current.ask(["commit", box, base, name, pause]))
         return roots.told(roots.commit(self.engine, box, base, name=name, pause=pause))
 
-    def _fields(self, argv: list[str], spec: Spec, image: Image | None, name: str | None) -> dict[str, Any]:
+    def fields(self, argv: list[str], spec: Spec, image: Image | None, name: str | None) -> dict[str, Any]:
+        """What the warden is told of a container."""
         if name is not None and not _is_name(name):
             raise ValueError(f"name={name!r}: not a name (accepted: letters, digits and _ . - after the first)")
         whole = argv if image is None else list(image.config.argv(argv))
@@ -166,7 +167,7 @@ class NsBox:
         }
         return fields if image is None else {**fields, "image": image.for_box()}
 
-    def _read_image(self, spec: Spec) -> tuple[Spec, Image | None]:
+    def read_image(self, spec: Spec) -> tuple[Spec, Image | None]:
         """Return `spec` with the config of its image applied, and the image, if its root is one."""
         if spec.rootfs is None:
             return spec, None

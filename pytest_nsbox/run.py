@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_nsbox import reporting, settings
+from pytest_nsbox.places import volumes_directory
 from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
 
@@ -120,6 +121,7 @@ class Run:
             rootdir=str(self._config.rootpath),
             pool=self._settings.pool,
             shared_paths=self._settings.shared_paths,
+            volumes=volumes_directory(),
         )
 
     # --- collection

@@ -25,6 +25,9 @@ def find(containers: Containers, order: Order) -> Container:
     try:
         return containers.by_name[name]
     except KeyError:
+        for container in containers.by_name.values():
+            if container.id == name:
+                return container
         raise BoxFailed(f"there is no box {name!r}") from None
 
 
@@ -55,7 +58,8 @@ def exec_(containers: Containers, order: Order) -> object:
         if error is not None:
             answer_not_started(order, error, run=True)
 
-    running = containers.spawn(container, make_program(order.head, container.spec), order.take_stdin(), told)
+    program = make_program(order.head, container.spec)
+    running = containers.spawn(container, program, order.take_stdin(), told, order.take_outputs())
     container.execs.append(running)
 
     def ended() -> None:
@@ -90,6 +94,33 @@ def logs(containers: Containers, order: Order) -> object:
         container.main.drain()
     order.answer(None, container.main.output)
     return LATER
+
+
+def follow(containers: Containers, order: Order) -> object:
+    """What the main program printed after the first `at` bytes of its log, as soon as there is something, or it has
+    ended (then that is told).
+    """
+    container = find(containers, order)
+    main, at = container.main, order.head["at"]
+    if main is None:
+        raise BoxFailed(f"the box {container.name!r} is not running yet")
+
+    def tell() -> None:
+        frames = main.output.since(at)
+        ended = main.returncode is not None and at + len(frames) >= main.output.size
+        order.answer_with_frames({"at": at + len(frames), "ended": ended}, frames)
+
+    if main.output.size > at or main.returncode is not None:
+        tell()
+    else:
+        main.followers.append(tell)
+    return LATER
+
+
+def usage(containers: Containers, order: Order) -> object:
+    """The counters and the seconds that it has run."""
+    container = find(containers, order)
+    return {"counters": container.read_counters(), "wall": container.wall()}
 
 
 def send_signal(containers: Containers, order: Order) -> object:
@@ -177,13 +208,15 @@ def list_(containers: Containers, order: Order) -> object:
     """Return the state of every container of this client, of all clients if the order says so."""
     everyone = order.head.get("all")
     found = [c for c in containers.by_name.values() if everyone or c.owner is order.connection]
-    return [containers.state(container) for container in found]
+    return [{**containers.state(c), "note": c.note, "wall": c.wall(), "since": c.since()} for c in found]
 
 
 ACTS: dict[str, Callable[[Containers, Order], object]] = {
     "wait": wait,
     "exec": exec_,
     "logs": logs,
+    "follow": follow,
+    "usage": usage,
     "signal": send_signal,
     "stop": stop,
     "kill": kill,

@@ -58,6 +58,7 @@ class SessionConfig:
     rw_paths       other paths that boxes write to (pytest's cache directory)
     rootdir        pytest's rootdir: artifacts are copied to sandbox-artifacts/ in it
     pool           how many boxes are kept ready
+    volumes        directory of the named volumes that outlive sessions, if there is one
     """
 
     tmpdir: str = "/tmp"
@@ -67,6 +68,7 @@ class SessionConfig:
     rw_paths: tuple[str, ...] = ()
     rootdir: str = "/"
     pool: int = 2
+    volumes: str = ""
 
 
 class Warden:
@@ -178,7 +180,9 @@ class Warden:
     def _configure(self) -> None:
         if not self._configured:
             config = self._config
-            self._channel.send(m.Configure(config.tmpdir, config.cgroup_parent, self._shared(), config.pool))
+            self._channel.send(
+                m.Configure(config.tmpdir, config.cgroup_parent, self._shared(), config.pool, config.volumes)
+            )
             self._configured = True
 
     def _request(self, wanted: tuple[Spec, tuple[object, ...]]) -> int:

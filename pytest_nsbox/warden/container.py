@@ -37,19 +37,28 @@ class Process:
         self.pidfd = pidfd
         self.output = Output()
         # Pipes that are not at their end, each with the stream's number.
-        self.pipes = {streams.stdout: STDOUT, streams.stderr: STDERR}
+        self.pipes = {streams.stdout: STDOUT, streams.stderr: STDERR} if streams.stdout >= 0 else {}
         self.failure = streams.failure
         self.returncode: int | None = None
         self.begun = time.monotonic()
         self.ended = 0.0
         # Who is told when it has ended.
         self.waiting: list[Callable[[], None]] = []
+        # Who is told, once, when it has printed more or has ended.
+        self.followers: list[Callable[[], None]] = []
+
+    def wake(self) -> None:
+        """Tell the followers."""
+        followers, self.followers = self.followers, []
+        for follower in followers:
+            follower()
 
     def pump(self, pipe: int) -> bool:
         """Read some of what `pipe` holds; False if it is at its end."""
         data = read_pipe(pipe)
         if data:
             self.output.add(self.pipes[pipe], data)
+            self.wake()
         return data != b""
 
     def drain(self) -> None:
@@ -102,6 +111,8 @@ class Container:
         # Where it is reached: "ip" in its network, "ports" that it publishes; and what is told of its networks.
         self.reached: dict[str, Any] = {}
         self.networks: dict[str, Any] = {}
+        # What the client that started it wants to be told again, it or another one.
+        self.note: object = None
 
     def processes(self) -> list[Process]:
         """Return every process that was started and has not been collected."""
@@ -131,6 +142,10 @@ class Container:
         if self.main is None:
             return 0.0
         return (self.main.ended or time.monotonic()) - self.main.begun
+
+    def since(self) -> float:
+        """Return for how many seconds it has been in this world, as far as its main program is."""
+        return time.monotonic() - self.main.begun if self.main is not None else 0.0
 
     def inspect(self) -> dict[str, Any]:
         """Return what `docker inspect` tells, as far as the kernel knows it."""

@@ -150,7 +150,8 @@ class Containers:
         if self.server.failure:
             raise BoxFailed(self.server.failure)
         program = make_program(head, spec)
-        container = Container(name, number, spec, program, order.connection)
+        container = Container(name, number, spec, program, None if head.get("detached") else order.connection)
+        container.note = head.get("note")
         container.removing = bool(head.get("run"))
         container.joined = head.get("joined")
         self.by_name[name] = container
@@ -238,7 +239,7 @@ class Containers:
 
         def told(error: KernelError | BoxFailed | None) -> None:
             if error is not None:
-                answer_not_started(order, error, run=container.removing)
+                answer_not_started(order, error, run=container.removing or container.owner is None)
                 self._remove(container)
             elif not container.removing:
                 order.answer(self.state(container))
@@ -256,9 +257,16 @@ class Containers:
         if container.spec.timeout is not None:
             self.after(container.spec.timeout, lambda: self._time_out(container))
 
-    def spawn(self, container: Container, program: execute.Program, stdin: int, told: Callable[..., None]) -> Process:
+    def spawn(
+        self,
+        container: Container,
+        program: execute.Program,
+        stdin: int,
+        told: Callable[..., None],
+        outputs: tuple[int, ...] = (),
+    ) -> Process:
         assert container.box is not None
-        streams = execute.Streams(stdin)
+        streams = execute.Streams(stdin, outputs)
         try:
             session = self.server.session
             screens = session.cgroups.screens if session is not None and session.cgroups is not None else ()
@@ -304,6 +312,7 @@ class Containers:
         running.drain()
         for pipe in list(running.pipes):
             self._close_pipe(running, pipe)
+        running.wake()
         waiting, running.waiting = running.waiting, []
         for action in waiting:
             action()

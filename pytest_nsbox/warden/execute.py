@@ -34,6 +34,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Program:
     """What is to be run: arguments, the whole environment, working directory, user (None: root), and the spec of the
     box for its ulimits.
+
+    terminal  it gets a terminal of the box; its standard input is a socket then, on which the other end is sent
     """
 
     argv: tuple[str, ...]
@@ -41,19 +43,25 @@ class Program:
     workdir: str | None
     user: str | None
     spec: Spec
+    terminal: bool = False
 
 
 class Streams:
     """Both ends of a new process' standard streams, and of the pipe on which it tells why it could not start.
 
-    stdin  to be read from, -1 for nothing
+    stdin    to be read from, -1 for nothing
+    outputs  descriptors to be written to; () for pipes, whose ends for us are `stdout` and `stderr`
     """
 
-    def __init__(self, stdin: int = -1) -> None:
+    def __init__(self, stdin: int = -1, outputs: tuple[int, ...] = ()) -> None:
         self.stdin = stdin
+        self.stdout = self.stderr = -1
+        self.failure, self._theirs_failure = os.pipe()
+        if outputs:
+            self._theirs_out, self._theirs_err = outputs
+            return
         self.stdout, self._theirs_out = os.pipe()
         self.stderr, self._theirs_err = os.pipe()
-        self.failure, self._theirs_failure = os.pipe()
         for fd in (self.stdout, self.stderr):
             os.set_blocking(fd, False)
         for fd in (self._theirs_out, self._theirs_err):
@@ -74,7 +82,8 @@ class Streams:
     def close_ours(self) -> None:
         """When nothing was started."""
         for fd in (self.stdout, self.stderr, self.failure):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
 
 class Spawner:
@@ -96,6 +105,8 @@ class Spawner:
         if box.view is not None:
             # Imported for the fork: in the box, Python's own files are the box's.
             from pytest_nsbox.warden import viewed  # noqa: F401
+        if program.terminal:
+            from pytest_nsbox.warden import pseudoterminal  # noqa: F401
         self._doors.setns(box.pidfd, namespaces.NEWPID)
         try:
             pid, pidfd = self._doors.clone3(0)
@@ -110,6 +121,11 @@ class Spawner:
         try:
             try:
                 _enter(box, program.spec, screens)
+                if program.terminal:
+                    from pytest_nsbox.warden import pseudoterminal
+
+                    slave = pseudoterminal.open_and_send(fds[0])
+                    fds = (slave, slave, slave, failure)
                 _take_streams(fds)
                 failure = 3
                 _execute(program, self._files, box.tree.plan.ids)
@@ -192,6 +208,8 @@ def _execute(program: Program, files: tuple[int, int], ids: tuple[int, int] | No
         if ids[0] != 0:
             process.drop_capabilities()
     elif program.user is not None:
+        if program.terminal:
+            os.fchown(0, user.uid, -1)
         process.become(user.uid, user.gid, user.groups)
     workdir = program.workdir or "/"
     try:

@@ -37,12 +37,14 @@ class Configure:
     tmpdir  where the session's directory is made; this and the parent of cgroups count in the first message only
     shared  paths bound read-write into every box
     pool    how many boxes the client has made ahead
+    volumes  directory of the named volumes that outlive sessions
     """
 
     tmpdir: str
     cgroup_parent: str | None
     shared: tuple[str, ...]
     pool: int
+    volumes: str = ""
 
 
 @record

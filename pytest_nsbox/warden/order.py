@@ -76,6 +76,16 @@ class Order:
         """Return the descriptor that came with the order, -1 if none did; it is the caller's now."""
         return self.fds.pop(0) if self.fds else -1
 
+    def take_outputs(self) -> tuple[int, ...]:
+        """Return the two descriptors after that for a program's output, () if there are none; the caller's now."""
+        if len(self.fds) < 2:
+            return ()
+        return self.fds.pop(0), self.fds.pop(0)
+
+    def answer_with_frames(self, value: object, frames: bytes) -> None:
+        """Answer with a value, and with some of what was printed."""
+        self._send({"n": self.number, "value": value}, frames)
+
     def close(self) -> None:
         """Close the descriptors that nobody took."""
         while self.fds:
@@ -95,5 +105,10 @@ def answer_not_started(order: Order, error: KernelError | BoxFailed, *, run: boo
 def make_program(head: dict[str, Any], spec: Spec) -> execute.Program:
     """Return the program that an order describes."""
     return execute.Program(
-        argv=tuple(head["argv"]), env=dict(head["env"]), workdir=head.get("workdir"), user=head.get("user"), spec=spec
+        argv=tuple(head["argv"]),
+        env=dict(head["env"]),
+        workdir=head.get("workdir"),
+        user=head.get("user"),
+        spec=spec,
+        terminal=bool(head.get("terminal")),
     )

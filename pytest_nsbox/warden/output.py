@@ -14,6 +14,7 @@ STDERR = 2
 _CHUNK = 1 << 16
 _IN_MEMORY = 1 << 16
 _HEADER = 5
+_MOST_AT_ONCE = 1 << 20
 
 
 class Output:
@@ -24,10 +25,13 @@ class Output:
         self._size = 0
         self._file = -1
         self._failed = ""
+        # Bytes of all frames.
+        self.size = 0
 
     def add(self, stream: int, data: bytes) -> None:
         """Append what came on `stream`."""
         frame = bytes((stream,)) + len(data).to_bytes(4, "big") + data
+        self.size += len(frame)
         if self._file < 0:
             self._parts.append(frame)
             self._size += len(frame)
@@ -51,6 +55,7 @@ class Output:
                 os.ftruncate(self._file, begun)
                 raise
         except OSError as error:
+            self.size = begun
             self._failed = f"\nnsbox: the rest of the output is lost: {error.strerror}\n"
 
     def read(self) -> tuple[bytes, int]:
@@ -60,6 +65,12 @@ class Output:
         note = b"\2" + len(self._failed).to_bytes(4, "big") + self._failed.encode() if self._failed else b""
         file = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC) if self._file >= 0 else -1
         return b"".join(self._parts) + note, file
+
+    def since(self, at: int) -> bytes:
+        """Return some of what comes after the first `at` bytes of the frames, from there on."""
+        if self._file >= 0:
+            return os.pread(self._file, _MOST_AT_ONCE, at)
+        return b"".join(self._parts)[at:]
 
     def close(self) -> None:
         """Forget all of it."""

@@ -166,7 +166,7 @@ class Server:
         self.config = request
         if self.session is not None:
             return
-        self.session = Session(self.doors, request.tmpdir, request.cgroup_parent)
+        self.session = Session(self.doors, request.tmpdir, request.cgroup_parent, request.volumes)
         try:
             self.session.open()
             self.failure = ""

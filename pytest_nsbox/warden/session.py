@@ -53,7 +53,7 @@ _LEARN_FROM = 3
 class Session:
     """What all boxes of the session share. `open` makes it, `close` removes it, however far it got."""
 
-    def __init__(self, doors: Doors, tmpdir: str, cgroup_parent: str | None) -> None:
+    def __init__(self, doors: Doors, tmpdir: str, cgroup_parent: str | None, kept_volumes: str = "") -> None:
         self.doors = doors
         self.cgroup_parent = cgroup_parent
         self.name = os.urandom(6).hex()
@@ -81,6 +81,9 @@ class Session:
         self._dropped: dict[str, int] = {}
         # Volumes that a box of an image had.
         self.filled: set[str] = set()
+        # Where the user's volumes are that outlive sessions; and those of them that we use, held with flock.
+        self.kept_volumes = kept_volumes
+        self.held_volumes: dict[str, int] = {}
 
     def open(self) -> None:
         """Make all of it. Raises KernelError or BoxFailed."""
@@ -156,6 +159,8 @@ class Session:
             self._pins = None
         if self._images is not None:
             self._images.close()
+        for fd in self.held_volumes.values():
+            os.close(fd)
         if self._lock >= 0:
             attempt(os.chdir, "/")
             attempt(self._unmount)
@@ -269,8 +274,17 @@ class Session:
     def make_volumes(self, plan: Plan) -> None:
         """Make the named volumes of `plan` that are not there yet, volumes/<name>."""
         for op in plan.tree:
-            if isinstance(op, Bind) and op.kind == "volume" and not os.path.isdir(f"volumes/{op.source}"):
+            if isinstance(op, Bind) and op.kind == "volume" and not os.path.isdir(self.volume(op.source)):
                 self.doors.make_directory(f"volumes/{op.source}")
+
+    def volume(self, name: str) -> str:
+        """Return the directory of a named volume, whether it is there or not."""
+        own = f"volumes/{name}"
+        if not self.kept_volumes or os.path.isdir(own):
+            return own
+        from pytest_nsbox.warden.volumes import hold_kept
+
+        return hold_kept(self, name) or own
 
     def _lost_a_volume(self, tree: Tree) -> bool:
         sources = tree.plan.sources() if self._dropped else ()
@@ -284,6 +298,9 @@ class Session:
         # A box that has just ended may give its tree back later.
         self._dropped[name] = self._trees
         self.filled.discard(name)
+        if name in self.held_volumes:
+            os.close(self.held_volumes.pop(name))
+            return [tree.remove for tree in trees]
         gone = f"volumes/.{os.urandom(6).hex()}"
         files.attempt("rename", f"volume {name}", os.rename, f"volumes/{name}", gone)
         return [*(tree.remove for tree in trees), lambda: files.remove_tree(gone)]

@@ -37,7 +37,7 @@ def fill_volumes(session: Session, plan: Plan) -> None:
     try:
         for op in new:
             session.filled.add(op.source)
-            volume = f"volumes/{op.source}"
+            volume = session.volume(op.source)
             if not os.listdir(volume):
                 _fill(view, op.target, volume)
     finally:
@@ -54,7 +54,7 @@ def _fill(view: int, target: str, volume: str) -> None:
     try:
         to = files.open_directory(volume)
         try:
-            _Copy(volume).directory(source, to, 0)
+            _Copy(volume.rpartition("/")[2]).directory(source, to, 0)
         except BaseException:
             for name in os.listdir(to):
                 _remove(f"{volume}/{name}")

@@ -276,7 +276,7 @@ class _Builder:
         )
 
     def bind(self, op: plans.Bind) -> None:
-        source = f"volumes/{op.source}" if op.kind == "volume" else op.source
+        source = self.session.volume(op.source) if op.kind == "volume" else op.source
         if op.kind == "bind" and not op.shared and not os.path.exists(source):
             raise BoxFailed(f"volumes: '{source}:{op.target}': there is no {source} on the host, and boxes make no SRC")
         mount = self.session.host.clone_for_box(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from pytest_nsbox.policy.errors import BoxFailed
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
 def make(containers: Containers, order: Order) -> object:
     """Make a volume; say if it is new."""
     session, name = _session(containers), _name(order)
-    if os.path.isdir(f"volumes/{name}"):
+    if os.path.isdir(session.volume(name)):
         return False
     session.doors.make_directory(f"volumes/{name}")
     return True
 
 
 def remove(containers: Containers, order: Order) -> object:
-    """Remove a volume that no box uses."""
+    """Remove a volume that no box uses; or (`release`) only have nothing to do any more with one of the user's."""
     session, name = _session(containers), _name(order)
-    if not os.path.isdir(f"volumes/{name}"):
+    kept = session.volume(name) != f"volumes/{name}"
+    if kept != bool(order.head.get("release")):
+        raise BoxFailed(f"the volume {name!r} is of `nsbox volume create`: `nsbox volume rm` removes it")
+    if not os.path.isdir(session.volume(name)):
         raise BoxFailed(f"there is no volume {name!r}")
     shown = {c.box.name: c.name for c in containers.by_name.values() if c.box is not None}
     users = [shown.get(box.name, box.name) for box in containers.server.boxes.values() if _uses(box, name)]
@@ -38,6 +42,22 @@ def remove(containers: Containers, order: Order) -> object:
         raise BoxFailed(f"the volume {name!r} is in use by {', '.join(sorted(users))}")
     containers.server.waste += session.drop_volume(name)
     return None
+
+
+def hold_kept(session: Session, name: str) -> str:
+    """Return the directory of a volume that outlives sessions, kept from being removed; "" if there is none."""
+    path = f"{session.kept_volumes}/{name}"
+    if name not in session.held_volumes:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if not os.path.isdir(path):
+            os.close(fd)
+            return ""
+        session.held_volumes[name] = fd
+    return path
 
 
 def _uses(box: Box, name: str) -> bool:

@@ -23,7 +23,14 @@ ARROWS = {
     "glue": {"glue", "policy", "html", "warden"},
 }
 # Glue talks to the warden through its client, and to the kernel nowhere, but for these.
-GLUE_SEES_OF_THE_WARDEN = {"warden.client", "warden.engine", "warden.messages", "warden.roots"}
+GLUE_SEES_OF_THE_WARDEN = {
+    "warden.client",
+    "warden.engine",
+    "warden.messages",
+    "warden.roots",
+    "warden.directory",
+    "warden.output",
+}
 # The command line keeps and shows images without a warden.
 GLUE_SEES_OF_THE_IMAGES = {("image_commands", "images.store")}
 GLUE_SEES_OF_THE_KERNEL = {

@@ -113,9 +113,10 @@ class Box:
         return self._state.get("ip")
 
     @property
-    def ports(self) -> dict[int, int]:
-        """Published ports: ``{box port: host port}``."""
-        return {int(port): host for port, host in self._state.get("ports", {}).items()}
+    def ports(self) -> dict[int | str, int]:
+        """Published ports: ``{box port: host port}``, with ``"53/udp"`` for a port of UDP's."""
+        found = self._state.get("ports", {}).items()
+        return {port if port.endswith("/udp") else int(port.partition("/")[0]): host for port, host in found}
 
     # --- what happens to it
 

@@ -105,8 +105,13 @@ def make(boxes: NsBox, name: str | None, **wanted: Any) -> tuple[Network, bool]:
     return Network(boxes, told), told["made"]
 
 
-def read_publish(value: object) -> list[list[Any]]:
-    """What ``publish=`` says, for the warden. SpecProblems (a ValueError) with what is wrong."""
+def read_publish(value: object, spec: dict[str, Any], joined: dict[str, Any]) -> list[list[Any]]:
+    """What ``publish=`` says, for the warden; a `spec` without a network gets one of the box's own. SpecProblems (a
+    ValueError) with what is wrong.
+    """
+    if not joined and spec.setdefault("net", False) in (True, "host"):
+        reason = "the box has the host's network, and its ports are the host's already"
+        raise SpecProblems((SpecError("publish", repr(value), "net=False or a network", reason, "nsbox.start"),))
     try:
         ports = networks.parse_publish(value)
     except BadValueError as error:

@@ -120,9 +120,24 @@ class NsBox:
 
         return find(self, work, key, (low, high), precision, spec)
 
-    def start(self, argv: Sequence[str | Path], *, name: str | None = None, **spec: Any) -> Box:
-        """Start a program in a container of its own and return at once. BoxFailed if it cannot be started."""
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        name: str | None = None,
+        publish: Mapping[int | str, int | str] | Sequence[str | int] | str | int | None = None,
+        **spec: Any,
+    ) -> Box:
+        """Start a program in a container of its own and return at once. BoxFailed if it cannot be started.
+
+        publish  ports of the box that answer on the host's 127.0.0.1: ``{80: 8080}``, a host port of 0 is any free one;
+                 or as Docker writes it, ``"8080:80"``. Without ``net=`` the box gets a network of its own
+        """
         joined = _joined(spec)
+        if publish is not None:
+            from pytest_nsbox.network import read_publish
+
+            joined |= {"publish": read_publish(publish, spec, joined)}
         made, image = self.read_image(self.spec("nsbox.start", spec))
         given = arguments(argv, image)
         state, _ = self.engine.ask("start", **self.fields(given, made, image, name), **joined)

@@ -5,15 +5,23 @@ Imported with the first of them.
 
 from __future__ import annotations
 
+import os
+
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.networks import Port
 from pytest_nsbox.warden.networks import Networks, entry
+from pytest_nsbox.warden.ports import Ports, take
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from pytest_nsbox.warden.box import Box, Undo
     from pytest_nsbox.warden.container import Container
     from pytest_nsbox.warden.containers import Containers
     from pytest_nsbox.warden.order import Connection, Order
+    from pytest_nsbox.warden.ports import Published
 
 
 class Connected:
@@ -22,18 +30,25 @@ class Connected:
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
         self.networks = Networks(containers)
+        self._ports = Ports(containers.server, self.networks.elsewhere)
+        # Names of boxes.
+        self._publishing: set[str] = set()
 
-    def connect(self, container: Container, box: Box, undo: Undo) -> None:
-        """Take a container's new box into its network. Raises BoxFailed or KernelError; the box is gone then."""
+    def connect(self, container: Container, box: Box, undo: Undo, publish: Sequence[Sequence[Any]]) -> None:
+        """Take a container's new box into its network, and publish its ports. Raises BoxFailed or KernelError; the box
+        is gone then.
+        """
         spec = container.spec
         undo.add(lambda: self.leave(box))
         try:
             if spec.net not in ("host", "none"):
                 self.networks.join(spec.net, box, container.name, spec.hostname)
+            self._describe(container, box)
+            if publish:
+                self._publish(container, box, [Port(*values) for values in publish])
         except BaseException:
             undo.run()
             raise
-        self._describe(container, box)
 
     def _describe(self, container: Container, box: Box) -> None:
         found = self.networks.of(box)
@@ -41,9 +56,34 @@ class Connected:
         if found:
             container.reached["ip"] = found[0][1].addresses[0]
 
+    def _publish(self, container: Container, box: Box, ports: list[Port]) -> None:
+        taken: list[Published] = []
+        try:
+            taken += [take(port) for port in ports]
+            found = self.networks.of(box)
+            doors = self._containers.server.doors
+            # From the network's own end, as a machine in it would come; or inside the box, where it has nothing else.
+            namespace = found[0][0].namespace if found else doors.open_namespace(box.pid, "net")
+            try:
+                for published in taken:
+                    addresses = found[0][1].addresses if found else ["127.0.0.1", "::1"]
+                    targets = [(address, published.port.box) for address in addresses]
+                    self._ports.give(box.name, published, namespace, targets)
+                    self._publishing.add(box.name)
+            finally:
+                if not found:
+                    os.close(namespace)
+        finally:
+            for published in taken:
+                published.close()
+        container.reached["ports"] = {published.port.key(): published.number for published in taken}
+
     def leave(self, box: Box) -> None:
         """The box has ended, or could not be made."""
         self.networks.leave(box)
+        if box.name in self._publishing:
+            self._publishing.discard(box.name)
+            self._ports.drop(box.name)
 
     def disown(self, connection: Connection) -> None:
         """A client is gone."""
@@ -92,4 +132,5 @@ class Connected:
 
     def close(self) -> None:
         """The warden ends."""
+        self._ports.close()
         self.networks.close()

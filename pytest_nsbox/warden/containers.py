@@ -205,8 +205,8 @@ class Containers:
             if container.joined:
                 # For the programs that are started in it.
                 box.namespaces |= namespaces.NEWNET
-            if container.spec.net not in ("host", "none"):
-                self.networks().connect(container, box, undo)
+            if container.spec.net not in ("host", "none") or "publish" in order.head:
+                self.networks().connect(container, box, undo, order.head.get("publish", ()))
         except Exception as error:  # noqa: BLE001  # as in _serve: nobody has looked at the spec's values before
             self._give_up(container, order, stdin, error)
             return

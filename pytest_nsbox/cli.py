@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     image_commands.add_to(commands)
     if given[:1] != ["image"]:
         # The others bring pytest along.
-        from pytest_nsbox import box_commands, house_commands, run_commands
+        from pytest_nsbox import box_commands, house_commands, network_commands, run_commands
 
-        for module in (run_commands, box_commands, house_commands):
+        for module in (run_commands, box_commands, network_commands, house_commands):
             module.add_to(commands)
     options = parser.parse_args(given, argparse.Namespace(command_after=after, failed=1))
     try:

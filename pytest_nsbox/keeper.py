@@ -185,8 +185,8 @@ class Keeper:
             poll.register(fd, select.POLLIN)
         while True:
             needed = bool(self._commands) or self._holds_something()
-            if needed:
-                self._waiting.clear()
+            while needed and self._waiting:
+                self._waiting.pop().close()
             ready = poll.poll(None if needed else 0 if self._waiting else LINGER * 1000)
             if not ready and not needed and self._leave():
                 return
@@ -208,7 +208,7 @@ class Keeper:
 
     def _holds_something(self) -> bool:
         try:
-            return bool(self._engine.ask("list", all=True)[0])
+            return bool(self._engine.ask("list", all=True)[0] or self._engine.ask("networks")[0])
         except BoxFailed:
             return False
 

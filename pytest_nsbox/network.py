@@ -77,8 +77,10 @@ class Network:
         return self._boxes.engine.ask("network", what=what, name=self.name, **fields)[0]
 
 
-def make(boxes: NsBox, name: str | None, **wanted: Any) -> tuple[Network, bool]:
-    """The network that ``nsbox.network`` was asked for, and whether it is new. SpecProblems, BoxFailed."""
+def make(boxes: NsBox, name: str | None, *, detached: bool = False, **wanted: Any) -> tuple[Network, bool]:
+    """The network that ``nsbox.network`` was asked for, and whether it is new; `detached` if it is not to go with us.
+    SpecProblems, BoxFailed.
+    """
     problems: list[SpecError] = []
 
     def read(key: str, parse: Callable[[Any], Any], accepted: str) -> Any:
@@ -101,7 +103,7 @@ def make(boxes: NsBox, name: str | None, **wanted: Any) -> tuple[Network, bool]:
     }
     if problems:
         raise SpecProblems(tuple(problems))
-    told, _ = boxes.engine.ask("network", what="make", internal=True, **fields)
+    told, _ = boxes.engine.ask("network", what="make", internal=True, detached=detached, **fields)
     return Network(boxes, told), told["made"]
 
 

@@ -43,6 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         boxes = subprocess.run([sys.executable, "-c", MAIN, "ps", "-aq"], capture_output=True, text=True, check=True)
         for name in boxes.stdout.split():
             cli.main(["rm", "-f", name])
+        cli.main(["network", "rm", "mesh"])
         assert cli.main(["gc"]) == 0
         assert not (home / "XDG_RUNTIME_DIR/pytest-nsbox/socket").exists()
         assert (home / "XDG_RUNTIME_DIR/pytest-nsbox/log").read_text() == ""
@@ -222,6 +223,21 @@ def test_volumes_outlive_boxes_and_are_there_for_tests(nsbox: NsBox, pytester: p
     assert nsbox("volume", "ls", "-q") == ""
 
 
+@pytest.mark.needs("bridge")
+def test_networks(nsbox: NsBox):
+    assert nsbox("network", "create", "--subnet", "10.213.77.0/24", "mesh") == "mesh\n"
+    nsbox("run", "-d", "--name", "one", "--net", "mesh", *FOREVER)
+    assert "10.213.77." in nsbox("run", "--rm", "--net", "mesh", "--", "getent", "ahostsv4", "one")
+    assert re.fullmatch(r"NAME +SUBNETS +BOXES\nmesh +10\.213\.77\.0/24( \S+)? +one\n", nsbox("network", "ls"))
+    (shown,) = json.loads(nsbox("network", "inspect", "mesh"))
+    assert list(shown["Containers"]) == ["one"]
+    assert "in use" in nsbox("network", "rm", "mesh", status=1, fails=True)
+    assert "already" in nsbox("network", "create", "mesh", status=1, fails=True)
+    nsbox("rm", "-f", "one")
+    assert nsbox("network", "ls", "-q") == "mesh\n"
+    assert nsbox("network", "rm", "mesh") == "mesh\n"
+
+
 @pytest.mark.parametrize(
     ("words", "text", "status"),
     [
@@ -242,6 +258,10 @@ def test_volumes_outlive_boxes_and_are_there_for_tests(nsbox: NsBox, pytester: p
         (["inspect", "none"], "there is no box 'none', and no image 'none'", 1),
         (["commit", "none"], "there is no box 'none'", 1),
         (["volume", "create", "a/b"], "volume 'a/b': not a name", 1),
+        (["run", "--net", "none-such", "--", "true"], "none-such", 125),
+        (["network", "create", "--subnet", "odd", "n"], "nsbox.network: subnet=['odd']: not a network", 1),
+        (["network", "rm", "none"], "there is no network 'none'", 1),
+        (["network", "inspect", "none"], "there is no network 'none'", 1),
         (["volume", "rm", "none"], "there is no volume 'none'", 1),
     ],
 )

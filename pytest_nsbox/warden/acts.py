@@ -211,6 +211,15 @@ def list_(containers: Containers, order: Order) -> object:
     return [{**containers.state(c), "note": c.note, "wall": c.wall(), "since": c.since()} for c in found]
 
 
+def networks(containers: Containers, _order: Order) -> object:
+    """Return what there is to say of each network."""
+    if containers.connected is None:
+        return []
+    found = containers.connected.networks
+    found.prune()
+    return [network.describe() for network in found.by_name.values()]
+
+
 ACTS: dict[str, Callable[[Containers, Order], object]] = {
     "wait": wait,
     "exec": exec_,
@@ -227,4 +236,5 @@ ACTS: dict[str, Callable[[Containers, Order], object]] = {
     "inspect": inspect,
     "remove": remove,
     "list": list_,
+    "networks": networks,
 }

@@ -97,7 +97,7 @@ class Connected:
         head = order.head
         what, name = head["what"], head["name"]
         if what == "make":
-            network, made = self.networks.make(head, order.connection)
+            network, made = self.networks.make(head, self if head.get("detached") else order.connection)
             return {**network.describe(), "made": made}
         if what == "inspect":
             self.networks.prune()

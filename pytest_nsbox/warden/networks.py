@@ -59,11 +59,11 @@ class Member:
 class Network:
     """One network. Its namespace goes with `close`."""
 
-    def __init__(self, name: str, subnets: tuple[str, ...], shape: Shape, owner: Connection) -> None:
+    def __init__(self, name: str, subnets: tuple[str, ...], shape: Shape, owner: object) -> None:
         self.name = name
         self.subnets = subnets
         self.shape = shape
-        self.owner: Connection | None = owner
+        self.owner: object | None = owner
         self.internal = True
         self.members: dict[str, Member] = {}
         self.namespace = -1
@@ -213,7 +213,7 @@ class Networks:
 
     # --- making and removing
 
-    def make(self, wanted: dict[str, Any], owner: Connection) -> tuple[Network, bool]:
+    def make(self, wanted: dict[str, Any], owner: object) -> tuple[Network, bool]:
         """Return the network that `wanted` describes, and whether it is new. Raises BoxFailed or KernelError."""
         shape = networks.Shape(rate=wanted["rate"], delay=wanted["delay"], loss=wanted["loss"])
         found = self.by_name.get(wanted["name"] or "")

@@ -212,11 +212,11 @@ class Ahead:
         attempt.keeps = self._boxes.kept is not None
         try:
             attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
+            self._parked = attempt
             self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells
-            return
-        self._parked = attempt
+            self._parked = None
 
     def _throw_away(self, attempt: Attempt) -> None:
         assert attempt.box is not None

@@ -36,7 +36,7 @@ from pytest_nsbox.relay import (
 
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pytest
 
@@ -99,6 +99,7 @@ class Child:
         self.item = item
         self.started = False  # it takes down what the test leaves
         self.tells_pages = False  # of its memory, which it wrote to
+        self.signals: Iterable[int] = ()  # blocked before the fork
         self.config = item.config
         self.channel = channel
         self.group = group
@@ -130,6 +131,9 @@ class Child:
         current = self
         try:
             os.setpgid(0, 0)
+            # What was meant for pytest's process group, pytest's own process acts on.
+            signal.sigtimedwait((signal.SIGINT,), 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.signals)
             enter_box()
         except BaseException as error:  # noqa: BLE001 - nothing may come out of a fork
             self._send_and_exit("failed", text=f"{type(error).__name__}: {error}")

@@ -261,7 +261,8 @@ class Follower:
     def forget(self, attempt: Attempt) -> None:
         """Reap a killed process some time."""
         attempt.close()
-        self._dying.append(attempt.pid)
+        if attempt.pid:
+            self._dying.append(attempt.pid)
 
     def reap_dying(self, *, wait: bool = False) -> None:
         """Collect children that ended since; an init cannot go before its box's processes are reaped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import random
+import signal
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Of the C module: pytest-socket forbids Python's own class in this process, and a suite may replace it.
 _SOCKETPAIR: Final = _socket.socketpair
+_ALL_SIGNALS: Final = signal.valid_signals()
 
 
 class Launcher:
@@ -71,18 +73,24 @@ class Launcher:
         self._huge_pages.before_fork(self.tests_left)
         watch_again = output.pause_faulthandler_timer(self.config)
         attempt.started = time.perf_counter()
+        # An exception of a signal's handler would be lost inside of os.fork, or lose us the process.
+        child.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
             pid = fork_into(box, partial(self._enter, attempt, child, ours, running))
+            if pid:
+                theirs.close()
+                attempt.attach(pid, Channel(ours))
         except BaseException:
             ours.close()
             theirs.close()
             _give_up_box(attempt)
             raise
+        finally:
+            if attempt.child is None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, child.signals)
         if pid == 0:
             watch_again()
             return True
-        theirs.close()
-        attempt.attach(pid, Channel(ours))
         if self._follower.output_in_step:
             self._terminal.give()
         self._boxes.make_next()

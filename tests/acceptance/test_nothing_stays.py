@@ -130,6 +130,36 @@ def test_ctrl_c_lets_the_test_tear_down_and_ends_the_run(runs: Runs, going: list
     assert "INTERNALERROR" not in output
 
 
+@pytest.mark.parametrize("handler", ["before", "after_in_parent"])
+def test_ctrl_c_in_the_midst_of_a_fork_is_not_lost(runs: Runs, handler: str):
+    conftest = f"""
+        import os, signal
+
+        forks = []
+
+        def interrupt():
+            forks.append(1)
+            if len(forks) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        os.register_at_fork({handler}=interrupt)
+    """
+    tests = """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(20))
+        def test_short(number):
+            pass
+    """
+    done = runs.run(runs.write({"conftest.py": conftest, "test_short.py": tests}, "boxed"))
+    output = "\n".join([*done.result.outlines, *done.result.errlines])
+    assert done.result.ret == 2
+    assert "KeyboardInterrupt" in output
+    assert "Exception ignored" not in output
+    passed = [report for report in done.reports() if report["when"] == "call"]
+    assert 0 < len(passed) < 20
+
+
 def test_a_second_ctrl_c_ends_a_test_that_ignores_the_first(
     runs: Runs, going: list[Going], monkeypatch: pytest.MonkeyPatch
 ):

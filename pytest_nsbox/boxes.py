@@ -61,10 +61,10 @@ class Boxes:
         return self._warden
 
     def close(self) -> None:
-        """End every box and the warden; returns when nothing of them is left."""
+        """Have every box ended, and the warden; `Warden.close` waits until nothing of them is left."""
         if self._warden is not None:
             warden, self._warden = self._warden, None
-            warden.close()
+            warden.begin_close()
         self._admission.close()
         self._stacks.close()
 

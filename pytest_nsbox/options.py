@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from pytest_nsbox.policy.errors import BadValueError, SpecProblems
 from pytest_nsbox.policy.keys import KEYS, LISTS, PARAMETRISED, TABLES, TEXTS, unknown_key
 from pytest_nsbox.policy.limits import LIMITS
+from pytest_nsbox.policy.record import record
 from pytest_nsbox.policy.spec import Layer, Spec
 from pytest_nsbox.policy.units import parse_count, parse_cpu, parse_positive_size
 
@@ -34,7 +34,7 @@ LACKING = {
 SETTINGS = pytest.StashKey["Settings"]()
 
 
-@dataclass(frozen=True)
+@record
 class Settings:
     """Options and ini of one run, checked.
 
@@ -119,6 +119,18 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("sandbox_pool", "number of boxes made ready ahead (default: 2)", default="2", **typed)
     parser.addini("sandbox_budget_mem", "memory of all boxes at one time, or none (default: the machine's)", default="")
     parser.addini("sandbox_budget_cpu", "CPUs of all boxes at one time, or none (default: the machine's)", default="")
+
+
+def is_sure_to_box(config: pytest.Config) -> bool:
+    """Whether tests are going to run in boxes of this process, as far as that is known before conftests are loaded."""
+    known = config.known_args_namespace
+    idle = ("sandbox_off", "sandbox_doctor", "help", "version", "collectonly", "setupplan", "numprocesses", "tx")
+    if any(getattr(known, name, False) for name in idle):
+        return False
+    try:
+        return bool(known.sandbox_all or config.getini("sandbox_all"))
+    except (ValueError, TypeError):  # it is told when the settings are read
+        return False
 
 
 def add_marker(config: pytest.Config) -> None:

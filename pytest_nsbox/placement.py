@@ -11,12 +11,12 @@ import contextlib
 import stat
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from pytest_nsbox import internals
+from pytest_nsbox.policy.record import record
 from pytest_nsbox.real import os
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ class SandboxWarning(pytest.PytestWarning):
 SandboxWarning.__module__ = "pytest_nsbox"
 
 
-@dataclass
 class _Seen:
     """One set-up of an outer fixture in pytest's process."""
 
-    fixture: Any
-    request: Any
-    seconds: float = 0.0
-    reason: str = ""
-    inside: list[str] = field(default_factory=list)  # fixtures that were set up during this one's set-up
+    def __init__(self, fixture: Any, request: Any, seconds: float = 0.0) -> None:
+        self.fixture = fixture
+        self.request = request
+        self.seconds = seconds
+        self.reason = ""
+        self.inside: list[str] = []  # fixtures that were set up during this one's set-up
 
 
 class Placement:
@@ -148,7 +148,7 @@ class Placement:
         return lines
 
 
-@dataclass(frozen=True)
+@record
 class _Process:
     """What of this process a fork does not carry over."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from pytest_nsbox import forking as forking  # noqa: PLC0414 - registers its at-fork handlers before others can
+from pytest_nsbox import importing as importing  # noqa: PLC0414 - before the other modules
 from pytest_nsbox import settings
 from pytest_nsbox.fixtures import nsbox as nsbox  # noqa: PLC0414 - fixtures of the plugin
 from pytest_nsbox.fixtures import nsbox_session as nsbox_session  # noqa: PLC0414 - as above
@@ -16,12 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from pytest_nsbox.run import Run
+    from pytest_nsbox.warden.spawn import Spawned
 
 RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
+SPAWNED: Final[pytest.StashKey[Spawned]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     settings.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Start the warden's process where every test is to run in a box: it imports its modules beside the conftests."""
+    if not settings.is_sure_to_box(early_config):
+        return
+    from pytest_nsbox.warden.spawn import spawn
+
+    # A failure comes again, and is told, where the warden is needed.
+    with contextlib.suppress(OSError):
+        spawned = early_config.stash[SPAWNED] = spawn()
+        early_config.add_cleanup(spawned.discard)
 
 
 @pytest.hookimpl(trylast=True)
@@ -32,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from pytest_nsbox.run import Run
 
-    config.stash[RUN] = Run(config, read)
+    config.stash[RUN] = Run(config, read, config.stash.get(SPAWNED, None))
     config.stash[RUN].configure()
 
 

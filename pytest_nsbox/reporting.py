@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from pytest_nsbox.policy import table
+from pytest_nsbox.policy.record import keyword_record
 from pytest_nsbox.results import Results, attach, host_facts, write_json
 
 __all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived_oom", "place_of", "placed"]
@@ -18,7 +17,7 @@ __all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived
 # --- header ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@keyword_record
 class Facts:
     """What boxes of this session are made of, as the warden found it.
 
@@ -195,6 +194,8 @@ class Summary:
         """Write the table."""
         boxed = self.results.boxed()
         if boxed and self._rows != 0:
+            from pytest_nsbox.policy import table
+
             shown = table.heaviest(boxed, self._rows)
             terminalreporter.write_sep("=", self._title(len(shown), len(boxed)))
             head, *lines = table.render(shown, terminal_width())

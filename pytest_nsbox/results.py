@@ -11,16 +11,17 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_nsbox import __version__
-from pytest_nsbox.policy import table
 from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.usage import Usage, from_properties
+
+if TYPE_CHECKING:
+    from pytest_nsbox.policy.table import Row
 
 SCHEMA = 1
 
@@ -71,16 +72,16 @@ def _is_subtest(report: pytest.TestReport) -> bool:
     return hasattr(report, "context")
 
 
-@dataclass
 class Result:
     """One test, over its phases. ``outcome``: failed, error, rerun, xfailed, xpassed, skipped, passed, or
     "interrupted" when the run ended in the midst of it."""
 
-    nodeid: str
-    outcome: str = "interrupted"
-    limits: dict[str, object] = field(default_factory=dict)
-    usage: Usage = field(default_factory=dict)
-    begun: bool = False
+    def __init__(self, nodeid: str) -> None:
+        self.nodeid = nodeid
+        self.outcome = "interrupted"
+        self.limits: dict[str, object] = {}
+        self.usage: Usage = {}
+        self.begun = False
 
     def add(self, report: pytest.TestReport) -> None:
         """Take in the report of a phase (or of a subtest)."""
@@ -121,7 +122,7 @@ class Results:
         """Every test, boxed or not."""
         return list(self._order)
 
-    def boxed(self) -> list[table.Row]:
+    def boxed(self) -> list[Row]:
         """Name and usage of the tests that ran in a box."""
         return [(result.nodeid, result.usage) for result in self._order if result.usage]
 

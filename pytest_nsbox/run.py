@@ -12,6 +12,7 @@ import pytest
 
 from pytest_nsbox import reporting, settings
 from pytest_nsbox.places import volumes_directory
+from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.protocol import Lockstep
     from pytest_nsbox.results import Results
     from pytest_nsbox.warden.client import SessionConfig, Warden
+    from pytest_nsbox.warden.spawn import Spawned
 
 WORKER_PROBLEMS: Final = "nsbox_problems"
 WORKER_PLACEMENTS: Final = "nsbox_placements"
@@ -33,10 +35,12 @@ WORKER_PLACEMENTS: Final = "nsbox_placements"
 class Run:
     """What the plugin holds for one `pytest.Config`."""
 
-    def __init__(self, config: pytest.Config, read: settings.Settings) -> None:
+    def __init__(self, config: pytest.Config, read: settings.Settings, spawned: Spawned | None = None) -> None:
         self._config = config
         self._settings = read
+        self._spawned = spawned  # a warden's process that was started ahead
         self._warden: Warden | None = None
+        self._ending: Warden | None = None  # removes what is left while pytest writes its summary
         self._boxes: Boxes | None = None
         self._lockstep: Lockstep | None = None
         self._placement: Placement | None = None
@@ -109,7 +113,7 @@ class Run:
         if self._warden is None or self._warden.gone:
             from pytest_nsbox.warden.client import Warden
 
-            self._warden = Warden.start(self._session_config())
+            self._warden = Warden.start(self._session_config(), self._spawned)
         return self._warden
 
     def _session_config(self) -> SessionConfig:
@@ -166,12 +170,13 @@ class Run:
         if not self._wanted or session.config.option.collectonly:
             yield
             return
+        self._base_temp_path = self._base_temp()
+        self._begin_first(session)
         from pytest_nsbox.admission import Admission
         from pytest_nsbox.boxes import Boxes
         from pytest_nsbox.placement import Placement
         from pytest_nsbox.protocol import Lockstep
 
-        self._base_temp_path = self._base_temp()
         admission = Admission(settings.budget(self._settings), self._tell)
         self._boxes = Boxes(self._config, self._configured_warden, admission, self._make_kept())
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
@@ -188,7 +193,7 @@ class Run:
             self._lockstep.close()
             self._boxes.gathered.hand_over()
             self._boxes.close()
-            self._boxes = self._warden = None
+            self._ending, self._boxes, self._warden = self._warden, None, None
             self._remove_links()
 
     def _tell(self, line: str) -> None:
@@ -197,6 +202,14 @@ class Run:
         if terminal is not None:
             terminal.ensure_newline()
             terminal.write_line(line)
+
+    def _begin_first(self, session: pytest.Session) -> None:
+        """Have the first test's box made while the modules for the rest are imported."""
+        spec = session.items[0].stash.get(settings.SPEC, None)
+        if spec is not None:
+            # What is wrong the test itself finds out, and tells.
+            with contextlib.suppress(BoxFailed, OSError):
+                self._configured_warden().prefetch(spec, most=1)
 
     def _make_kept(self) -> Kept | None:
         if not self._settings.keep:
@@ -291,9 +304,8 @@ class Run:
                 terminal.write_line(line)
 
     def close(self) -> None:
-        if self._boxes is not None:
-            self._boxes.close()
-            self._boxes = None
-        if self._warden is not None:
-            self._warden.close()
-            self._warden = None
+        """Return when nothing of the warden and its boxes is left."""
+        for warden in (self._ending, self._warden):
+            if warden is not None:
+                warden.close()
+        self._ending = self._warden = None

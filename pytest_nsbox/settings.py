@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from pytest_nsbox import admission
-from pytest_nsbox.options import MARKER, SETTINGS, Settings, add_marker, add_options, read
+from pytest_nsbox.options import MARKER, SETTINGS, Settings, add_marker, add_options, is_sure_to_box, read
 from pytest_nsbox.policy.errors import SpecError, SpecProblems
 from pytest_nsbox.policy.keys import PARAMETRISED
+from pytest_nsbox.policy.record import record
 from pytest_nsbox.policy.spec import HostFacts, Layer, Spec
 from pytest_nsbox.policy.units import parse_cpuset
 
@@ -29,6 +28,7 @@ __all__ = [
     "budget",
     "generate",
     "host_facts",
+    "is_sure_to_box",
     "read",
     "resolve",
 ]
@@ -36,12 +36,12 @@ __all__ = [
 SPEC = pytest.StashKey[Spec]()
 
 
-@dataclass
 class Resolved:
     """The spec of each item (None: not in a box), and everything wrong, one text each."""
 
-    specs: dict[pytest.Item, Spec | None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.specs: dict[pytest.Item, Spec | None] = {}
+        self.problems: list[str] = []
 
 
 def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | None = None) -> Resolved:
@@ -121,12 +121,14 @@ def budget(settings: Settings) -> tuple[float, float]:
     """Bytes and CPUs that all boxes may have together."""
     mem, cpu = settings.budget_mem, settings.budget_cpu
     if mem is None or cpu is None:
+        from pytest_nsbox import admission
+
         has, counts = admission.machine()
         mem, cpu = has if mem is None else mem, counts if cpu is None else cpu
     return mem, cpu
 
 
-@dataclass(frozen=True)
+@record
 class _Mark:
     """One ``sandbox`` mark, read: its layer, or an opt-out, and what is wrong with its form."""
 

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
     for item, spec in resolved.specs.items():
         assert item.stash.get(settings.SPEC, None) is spec
     print("SPECS", json.dumps({item.name: spec and spec.shown() for item, spec in resolved.specs.items()}))
-    shown = {name: getattr(config.probe, name) for name in type(config.probe).__dataclass_fields__ if name != "layers"}
+    shown = {name: getattr(config.probe, name) for name in type(config.probe).__record_fields__ if name != "layers"}
     print("SETTINGS", json.dumps(shown))
 """
 

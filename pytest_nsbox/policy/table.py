@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from pytest_nsbox.policy.record import record
 
 Usage = Mapping[str, float]
 Row = tuple[str, Usage]
@@ -40,7 +41,7 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
-@dataclass(frozen=True)
+@record
 class Column:
     """One column: ``keep`` tells how long it stays when the terminal is narrow (the smallest goes first)."""
 

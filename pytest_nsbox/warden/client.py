@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import _socket
 import struct
-import sys
 from contextlib import suppress
 
 from pytest_nsbox.kernel import namespaces, process
@@ -28,6 +27,7 @@ from pytest_nsbox.real import os
 from pytest_nsbox.warden import messages as m
 from pytest_nsbox.warden.handle import Box, Released
 from pytest_nsbox.warden.late import find_late
+from pytest_nsbox.warden.spawn import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,16 +35,14 @@ if TYPE_CHECKING:
     from typing import NoReturn, TypeVar
 
     from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.spawn import Spawned
 
     M = TypeVar("M")
 
 __all__ = ["Box", "Released", "SessionConfig", "Warden"]
 
-# What a terminal or its user sends to all of pytest.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SILENCE = 10.0  # seconds
 _NO_ROOM = "this process has no room for the descriptors that the warden sent: Too many open files (raise ulimit -n)"
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from pytest_nsbox.warden.server import main; main(int(sys.argv[2]))"
 
 
 @keyword_record
@@ -87,6 +85,7 @@ class Warden:
         self._configured = False
         self._keyed: tuple[Spec | None, Spec] = (None, DEFAULT)
         self._stopped = False  # when we looked last
+        self._closing = 0  # number of the request to end, once that was made
         self.gone = False  # killed, or it failed; every call fails from then on
         # Descriptors to write b"0" to in every child, before those of its box: kernel.cgroup_node.Session.open_screens.
         self.screens: tuple[int, ...] = ()
@@ -99,32 +98,19 @@ class Warden:
         self._own_pid_namespace = namespaces.open_namespace("self", "pid")
 
     @classmethod
-    def start(cls, config: SessionConfig) -> Warden:
-        """Start a warden and return at once; it gets ready while pytest goes on. OSError if it cannot be started."""
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        try:
-            os.set_inheritable(theirs.fileno(), True)
-            command = [sys.executable, "-I", "-S", "-c", _BOOT, package_parent, str(theirs.fileno())]
-            null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
-            # Ctrl-C is for pytest alone, from the warden's first moment on.
-            pid = os.posix_spawn(
-                sys.executable,
-                command,
-                {"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
-                file_actions=null,
-                setsid=True,
-                setsigmask=SIGNALS,
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+    def start(cls, config: SessionConfig, spawned: Spawned | None = None) -> Warden:
+        """Start a warden and return at once; it gets ready while pytest goes on. OSError if it cannot be started.
+
+        spawned  a process that was started already
+        """
+        if spawned is None or spawned.taken:
+            spawned = spawn()
+        spawned.taken = True
         # A test that the memory limit does not kill would wait for memory for ever.
         process.keep_oom_score()
-        ours.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, struct.pack("@ll", *divmod(int(SILENCE * 1e6), 10**6)))
-        warden = cls(m.Channel(ours), pid, config)
+        silence = struct.pack("@ll", *divmod(int(SILENCE * 1e6), 10**6))
+        spawned.sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, silence)
+        warden = cls(m.Channel(spawned.sock), spawned.pid, config)
         # It prepares its session while we do other things. If it died, the first box tells.
         with suppress(OSError):
             warden._configure()
@@ -147,11 +133,11 @@ class Warden:
             self._keyed = spec, spec.box_key()
         return self._keyed[1]
 
-    def prefetch(self, spec: Spec) -> None:
-        """Have boxes of `spec` made ahead, up to the pool's size; return at once."""
+    def prefetch(self, spec: Spec, most: int | None = None) -> None:
+        """Have boxes of `spec` made ahead, up to the pool's size or `most`; return at once."""
         try:
             wanted = self._wanted(spec)
-            while len(self._pending) < self._config.pool:
+            while len(self._pending) < (self._config.pool if most is None else most):
                 self._request(wanted)
         except (OSError, BoxFailed):
             # acquire() will find out, and tell.
@@ -328,6 +314,18 @@ class Warden:
         self.gone = True
         raise BoxFailed(f"the warden (process {self.pid}) is gone, and all its boxes with it: {reason}") from None
 
+    def begin_close(self) -> None:
+        """Have all that `close` does begun, and return at once. Only `close` may follow."""
+        if self.pid >= 0 and os.getpid() == self._owner:
+            with suppress(BoxFailed, OSError):
+                self._begin_close()
+
+    def _begin_close(self) -> None:
+        if not self._closing:
+            self._closing = self.next_number()
+            self.forget()
+            self.tell(m.Close(self._closing))
+
     def close(self, patience: float = 15.0) -> tuple[str, ...]:
         """End every box and the warden; return when nothing is left, with what could not be removed. A second call does
         nothing.
@@ -335,10 +333,10 @@ class Warden:
         if self.pid < 0 or os.getpid() != self._owner:
             return ()
         problems: tuple[str, ...] = ()
-        self._channel.sock.settimeout(patience)
         try:
-            self.forget()
-            problems = self.ask(m.Close(self.next_number()), m.Closed).problems
+            self._channel.sock.settimeout(patience)
+            self._begin_close()
+            problems = self.answer(self._closing, m.Closed).problems
         except (BoxFailed, OSError, m.ProtocolError) as error:
             problems = (str(error),)
             # What it leaves the next session sweeps.

@@ -12,9 +12,9 @@ another order than requests.
 from __future__ import annotations
 
 import _socket
-import array
 import marshal
 import os
+import struct
 
 from pytest_nsbox.policy.record import fields, record
 
@@ -265,7 +265,7 @@ class Channel:
         """Send all of `message`; OSError (a broken pipe, for one) if the other side is gone."""
         data = memoryview(encode(message))
         if fds:
-            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))]
+            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
             sent = self.sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
             data = data[sent:]
         while data:
@@ -281,10 +281,10 @@ class Channel:
     def fill(self, flags: int = 0) -> bool:
         """Read what has come, at least something unless `flags` say otherwise; False at the end of the stream."""
         data, ancillary, came, _ = self.sock.recvmsg(_CHUNK, _ANCILLARY, flags | _socket.MSG_CMSG_CLOEXEC)
-        fds = array.array("i")
+        fds: list[int] = []
         for level, kind, content in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                fds += struct.unpack_from(f"{len(content) // 4}i", content)
         # The kernel ends a read where descriptors of a second message would come.
         if came & _socket.MSG_CTRUNC:
             # There was no room for all, so nobody knows what those are that came.

@@ -30,6 +30,7 @@ GLUE_SEES_OF_THE_WARDEN = {
     "warden.roots",
     "warden.directory",
     "warden.output",
+    "warden.spawn",
 }
 # The command line keeps and shows images without a warden.
 GLUE_SEES_OF_THE_IMAGES = {("image_commands", "images.store")}

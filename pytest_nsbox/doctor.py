@@ -41,6 +41,7 @@ class Examination:
     around: Surroundings
     capabilities: Sequence[Capability]
     cgroup_version: int | None = None
+    cgroup_driver: str = ""
 
     def lacking(self, names: Sequence[str]) -> list[Capability]:
         """Those of ``names`` that do not work."""
@@ -82,7 +83,7 @@ def read_examination(document: Mapping[str, Any]) -> Examination:
     around = dict(document["around"])
     around["kernel"] = tuple(around["kernel"])
     found = [Capability(**entry) for entry in document["capabilities"]]
-    return Examination(Surroundings(**around), found, document["cgroup_version"])
+    return Examination(Surroundings(**around), found, document["cgroup_version"], document.get("cgroup_driver", ""))
 
 
 def for_spec(spec: Spec, seen: Examination, unavailable: str) -> Decision:
@@ -158,22 +159,42 @@ def settle(specs: MutableMapping[pytest.Item, Spec | None], settings: Settings) 
 
 def tell(seen: Examination) -> list[str]:
     """The doctor's text."""
-    lines = [f"pytest-nsbox {__version__}: what works here", _place(seen.around), ""]
+    lines = [f"pytest-nsbox {__version__}: what works here", _place(seen.around), "", *_in_dockers_words(seen), ""]
     width = max(len(capability.name) for capability in seen.capabilities) + 2
     for capability in seen.capabilities:
         lines.extend(_entry(capability, width))
     return [*lines, "", verdict(seen)]
 
 
+def _in_dockers_words(seen: Examination) -> list[str]:
+    """What `docker info` would tell of the same machine, under the same names."""
+    scratch = "in memory" if seen.lacking([cap.DISK_SCRATCH]) else "on disk"
+    lines = [
+        f"Storage Driver: overlay (scratch {scratch})",
+        f" Backing Filesystem: {seen.around.root_type or 'unknown'}",
+        f"Cgroup Driver: {seen.cgroup_driver or 'none'}",
+        f"Cgroup Version: {seen.cgroup_version or 'none'}",
+        f"Security Options: {seen.around.mode}",
+    ]
+    warned = {
+        cap.controller("memory"): "No memory limit support",
+        cap.SWAP: "No swap limit support",
+        cap.controller("cpu"): "No cpu cfs quota support",
+        cap.controller("cpuset"): "No cpuset support",
+        cap.controller("pids"): "No pids limit support",
+    }
+    missing = {capability.name for capability in seen.capabilities if not capability.works}
+    return lines + [f"WARNING: {text}" for name, text in warned.items() if name in missing or cap.CGROUP in missing]
+
+
 def _entry(capability: Capability, width: int) -> list[str]:
     if capability.works:
         return [f"  ok       {capability.name}"]
-    needed = capability.name in cap.ESSENTIAL
+    without = cap.without(capability.name)
     first, *more = capability.why.splitlines() or ["?"]
-    lines = [f"  {'MISSING' if needed else 'missing'}  {capability.name.ljust(width)}{first}"]
+    lines = [f"  {'missing' if without else 'MISSING'}  {capability.name.ljust(width)}{first}"]
     indent = " " * (11 + width)
     lines += [indent + line for line in more]
-    without = "" if needed else cap.WITHOUT.get(capability.name, f"no limits by {capability.name}")
     if without:
         lines.append(f"{indent}without it: {without}")
     if capability.fix:

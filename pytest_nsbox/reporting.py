@@ -19,24 +19,30 @@ __all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived
 
 @keyword_record
 class Facts:
-    """What boxes of this session are made of, as the warden found it.
+    """What boxes of this session are made of.
 
-    ``mode``: "idmapped" (root, files idmapped), "identity" (root, ids unchanged), "rootless" (ordinary user) or
-    "nested" (inside another user namespace). ``controllers``: cgroup controllers that limits can use here.
+    ``mode``: "shifted" (root, files idmapped), "rootless" (ordinary user) or "nested" (root of another user namespace).
+    ``cgroup_version``: None if no group can be made; ``cgroup_driver``: "cgroupfs" or "systemd"; ``controllers``: those
+    that limits can use here.
     """
 
     mode: str
     cgroup_version: int | None = None
+    cgroup_driver: str = "cgroupfs"
     controllers: tuple[str, ...] = ()
-    nested_boxes: bool = True
-    notes: tuple[str, ...] = ()
 
 
 _MODES = {
-    "idmapped": "user namespaces with idmapped files",
-    "identity": "user namespaces with the host's ids",
+    "shifted": "as root, with idmapped files",
     "rootless": "rootless",
     "nested": "inside another container",
+}
+# What limits of each controller are called as keys.
+_KEYS = {
+    "cpu": ("cpu", "cpu_shares"),
+    "cpuset": ("cpuset",),
+    "memory": ("mem", "swap"),
+    "pids": ("pids",),
 }
 
 
@@ -59,18 +65,17 @@ def _describe(which: str, facts: Facts | None) -> list[str]:
     """The header's lines on ``which`` tests get a box, and on what boxes are made of here."""
     if facts is None:
         return [f"sandbox: {which}"]
-    lines = [f"sandbox: {which}, {_MODES.get(facts.mode, facts.mode)}, nested boxes: {_on(facts.nested_boxes)}"]
+    lines = [f"sandbox: {which}, {_MODES.get(facts.mode, facts.mode)}"]
+    off = [key for controller, keys in _KEYS.items() if controller not in facts.controllers for key in keys]
     if facts.cgroup_version is None:
-        lines.append("sandbox: no cgroup, so no limits by cgroup and no usage of memory and CPU (see --sandbox-doctor)")
+        lines.append("sandbox: no cgroup; off: " + ", ".join([*off, "usage of memory and CPU"]))
     else:
-        controllers = " ".join(facts.controllers) or "none (see --sandbox-doctor)"
-        lines.append(f"sandbox: cgroup v{facts.cgroup_version}, controllers: {controllers}")
-    lines.extend(f"sandbox: {note}" for note in facts.notes)
+        on = [key for controller, keys in _KEYS.items() if controller in facts.controllers for key in keys]
+        told = f"sandbox: cgroup v{facts.cgroup_version} ({facts.cgroup_driver}); on: {', '.join(on) or 'no limit'}"
+        lines.append(told + (f"; off: {', '.join(off)}" if off else ""))
+    if off:
+        lines[-1] += " (--sandbox-doctor tells why)"
     return lines
-
-
-def _on(value: bool) -> str:  # noqa: FBT001 - a formatter of booleans takes one
-    return "on" if value else "off"
 
 
 # --- a test that died -----------------------------------------------------------------------------------------------

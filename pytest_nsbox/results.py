@@ -33,11 +33,14 @@ def attach(report: pytest.TestReport, properties: Iterable[tuple[str, object]], 
     """Put a test's usage (named ``sandbox.*``) and the limits among its spec's values on its report.
 
     ``spec``: as from Spec.to_json. Limits are kept by marker key, as plain JSON: bytes, CPUs, microseconds
-    (cpu_period), seconds, ``{"nofile": [soft, hard]}``.
+    (cpu_period), seconds, ``{"nofile": [soft, hard]}``, ``{"rbps": number}``.
     """
     report.user_properties.extend(properties)
     # Not a property: their names are fixed, and junit would show every attribute as one.
-    report.__dict__["sandbox_limits"] = {limit.name: spec[limit.name] for limit in LIMITS if limit.name in spec}
+    limits = {limit.name: spec[limit.name] for limit in LIMITS if limit.name in spec}
+    tables: Any = {name: limits[name] for name in ("io", "hugetlb") if name in limits}
+    limits |= {name: dict(rows) for name, rows in tables.items()}
+    report.__dict__["sandbox_limits"] = limits
     ulimits: Any = spec.get("ulimits")
     if ulimits:
         report.__dict__["sandbox_limits"]["ulimits"] = {name: [soft, hard] for name, soft, hard in ulimits}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -107,7 +108,20 @@ class Run:
         defaults = Spec.build(self._settings.layers).shown() if self._settings.layers else None
         if not self._settings.all and not defaults:
             return []
-        return reporting.header(mode="all" if self._settings.all else "marked", facts=None, defaults=defaults)
+        return reporting.header(mode="all" if self._settings.all else "marked", facts=self._facts(), defaults=defaults)
+
+    def _facts(self) -> reporting.Facts | None:
+        if not sys.platform.startswith("linux"):
+            return None
+        from pytest_nsbox.warden.outlook import look
+
+        found = look(self._settings.cgroup_parent)
+        return reporting.Facts(
+            mode=found.mode,
+            cgroup_version=found.version,
+            cgroup_driver=found.driver,
+            controllers=found.controllers,
+        )
 
     def _start_warden(self) -> Warden:
         if self._warden is None or self._warden.gone:

@@ -2,8 +2,10 @@
 
 A test says `@pytest.mark.needs("overlay", "cgroup:memory")`, or calls `require("overlay")` in its body. A missing
 capability skips the test and says why; with NSBOX_REQUIRE_ALL=1, as in CI, it fails the test instead, so that a
-machine which lost a capability cannot turn the suite green. Large programs (`runtime:java`) take minutes to install:
-they must be there only with NSBOX_RUNTIMES=1, as in `tox -e runtimes`.
+machine which lost a capability cannot turn the suite green. NSBOX_REQUIRE_ALL="overlay,cgroup:memory" requires these
+alone, for machines that lack others by their nature. Some take minutes to install or to boot: large programs
+(`runtime:java`) must be there only with NSBOX_RUNTIMES=1, as in `tox -e runtimes`, and a virtual machine that systemd
+manages is booted only with NSBOX_SYSTEMD=1, as in `tox -e systemd`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from tests.leftovers import PARENT, cgroup_mounts
 
 # What the kernel of tests/vm cannot have; the machine around it runs these tests.
 VM_LACKS = frozenset(
-    {"time namespace", "shifted tmpfs", "cgroup:cpuset", "vm kernel", "debian archive", "32-bit system calls"}
+    {
+        "time namespace",
+        "shifted tmpfs",
+        "cgroup:cpuset",
+        "vm kernel",
+        "vm systemd",
+        "debian archive",
+        "32-bit system calls",
+    }
 )
 
 Probe = Callable[[], "str | None"]  # None: it is there; else why not
@@ -32,7 +42,9 @@ Probe = Callable[[], "str | None"]  # None: it is there; else why not
 def missing(name: str) -> str | None:
     """Why the capability `name` cannot be used here, or None. `cgroup:NAME` asks for a writable v1 or v2 controller."""
     if name.startswith("cgroup:"):
-        return _controller(name.partition(":")[2])
+        # "io or blkio": what it is called on v2 and on v1.
+        whys = [_controller(each) for each in name.partition(":")[2].split(" or ")]
+        return whys[0] if None not in whys else None
     if name.startswith(("program:", "runtime:")):
         program = name.partition(":")[2]
         return None if shutil.which(program) else f"no program {program} on PATH"
@@ -47,14 +59,22 @@ def require(*names: str) -> None:
             continue
         excused = os.environ.get("NSBOX_VM") == "1" and name in VM_LACKS
         excused |= name.startswith("runtime:") and os.environ.get("NSBOX_RUNTIMES") != "1"
-        if os.environ.get("NSBOX_REQUIRE_ALL") == "1" and not excused:
-            pytest.fail(f"needs {name}, which must be here (NSBOX_REQUIRE_ALL=1): {why}", pytrace=False)
+        excused |= name == "vm systemd" and os.environ.get("NSBOX_SYSTEMD") != "1"
+        if is_required(name) and not excused:
+            required = os.environ["NSBOX_REQUIRE_ALL"]
+            pytest.fail(f"needs {name}, which must be here (NSBOX_REQUIRE_ALL={required}): {why}", pytrace=False)
         pytest.skip(f"needs {name}: {why}")
 
 
 def times(count: int, in_vm: int) -> int:
     """How often a test does what it repeats to see a rare thing; the VM's kernel is slow and has one CPU."""
     return in_vm if os.environ.get("NSBOX_VM") == "1" else count
+
+
+def is_required(name: str) -> bool:
+    """Whether NSBOX_REQUIRE_ALL (1 for all, or a list) says that `name` must be here."""
+    required = os.environ.get("NSBOX_REQUIRE_ALL", "")
+    return required == "1" or name in [entry.strip() for entry in required.split(",")]
 
 
 def require_cgroup_version(version: int) -> None:
@@ -148,6 +168,10 @@ def _vm_kernel() -> str | None:
     return None if shutil.which("linux.uml") else "no program linux.uml (Debian package user-mode-linux)"
 
 
+def _vm_systemd() -> str | None:
+    return _vm_kernel() if os.environ.get("NSBOX_SYSTEMD") == "1" else "it boots only with NSBOX_SYSTEMD=1"
+
+
 def _ordinary_user() -> str | None:
     return _root() or _succeeds("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true")
 
@@ -189,6 +213,7 @@ PROBES: dict[str, Probe] = {
     "shifted tmpfs": _shifted_tmpfs,
     "debian archive": _debian_archive,
     "vm kernel": _vm_kernel,
+    "vm systemd": _vm_systemd,
     "seccomp listener": _seccomp_listener,
     "32-bit system calls": _narrow_calls,
 }

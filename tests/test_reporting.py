@@ -478,23 +478,27 @@ def test_an_oom_kill_ends_a_message_that_is_plain_text():
 # --- header ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_header_tells_what_boxes_are_made_of():
-    facts = Facts(mode="idmapped", cgroup_version=1, controllers=("cpu", "memory", "pids"))
+def test_the_header_tells_what_boxes_are_made_of_and_which_limits_are_on():
+    facts = Facts(mode="shifted", cgroup_version=1, controllers=("cpu", "cpuset", "memory", "pids"))
     assert header(mode="all", facts=facts, defaults={"mem": "256M", "net": False}) == [
-        "sandbox: every test in a box, user namespaces with idmapped files, nested boxes: on",
-        "sandbox: cgroup v1, controllers: cpu memory pids",
+        "sandbox: every test in a box, as root, with idmapped files",
+        "sandbox: cgroup v1 (cgroupfs); on: cpu, cpu_shares, cpuset, mem, swap, pids",
         "sandbox: defaults: mem=256M net=False",
     ]
 
 
 def test_the_header_never_hides_what_is_missing():
-    assert header(mode="marked", facts=Facts(mode="identity", nested_boxes=False, notes=("scratch in memory",))) == [
-        "sandbox: marked tests in boxes, user namespaces with the host's ids, nested boxes: off",
-        "sandbox: no cgroup, so no limits by cgroup and no usage of memory and CPU (see --sandbox-doctor)",
-        "sandbox: scratch in memory",
+    assert header(mode="marked", facts=Facts(mode="rootless")) == [
+        "sandbox: marked tests in boxes, rootless",
+        (
+            "sandbox: no cgroup; off: cpu, cpu_shares, cpuset, mem, swap, pids, usage of memory and CPU "
+            "(--sandbox-doctor tells why)"
+        ),
     ]
-    lines = header(mode="all", facts=Facts(mode="rootless", cgroup_version=2))
-    assert lines[1] == "sandbox: cgroup v2, controllers: none (see --sandbox-doctor)"
+    facts = Facts(mode="rootless", cgroup_version=2, cgroup_driver="systemd", controllers=("cpu", "memory", "pids"))
+    assert header(mode="all", facts=facts)[1] == (
+        "sandbox: cgroup v2 (systemd); on: cpu, cpu_shares, mem, swap, pids; off: cpuset (--sandbox-doctor tells why)"
+    )
 
 
 def test_the_header_without_facts_tells_the_wish():

@@ -121,7 +121,7 @@ def open_session(
         path = v2.own_path()
         own = None if path is None else cgroup_v2.own_group(path)
         base = v2.point.rstrip("/") if parts is not None or own is None else own
-        session: Session = cgroup_v2.SessionV2(name, cgroup_v2.Place(base, parts or (), own), needed, files)
+        session: Session = cgroup_v2.SessionV2(name, cgroup_v2.Place(base, parts or (), own, v2.point), needed, files)
         session.beside = v1
         return session
     if _names(v1):

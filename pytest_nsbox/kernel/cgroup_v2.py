@@ -76,14 +76,16 @@ class Place:
     base     the topmost group that passes controllers on: the own group of this process, or the mount's root
     parents  names of groups below `base` that are made if they are missing (the cgroup parent that the user named)
     own      the own group of this process (`own_group`), or None if it is not below the mount
+    point    the mount point
     """
 
-    __slots__ = ("base", "own", "parents")
+    __slots__ = ("base", "own", "parents", "point")
 
-    def __init__(self, base: str, parents: tuple[str, ...], own: str | None) -> None:
+    def __init__(self, base: str, parents: tuple[str, ...], own: str | None, point: str = "") -> None:
         self.base = base
         self.parents = parents
         self.own = own
+        self.point = point or base
 
 
 class SessionV2(Session):
@@ -93,6 +95,7 @@ class SessionV2(Session):
 
     def __init__(self, name: str, place: Place, needed: frozenset[str], files: Files = FILES) -> None:
         super().__init__(name, files)
+        self._point = place.point
         self._base = Group(place.base, files)
         self._chain = chain_of(self._base, place.parents)
         self._own = None if place.own is None else Group(place.own, files)
@@ -112,11 +115,22 @@ class SessionV2(Session):
                     raise
             if error.errno not in DENIED:
                 raise
-            fix = "mount it read-write: mount -o remount,rw, or docker run --privileged"
-            if error.errno != errno.EROFS:
-                fix = f"run as root, or in a delegated group: {_DELEGATE}"
-            self.problems[""] = f"{error}; {fix}"
+            self.problems[""] = f"{error}; {self._fix(error.errno)}"
             self.controllers = frozenset()
+
+    def _fix(self, number: int) -> str:
+        """What gives us groups that we may write to, where the kernel said `number`."""
+        if number == errno.EROFS:
+            return "mount it read-write: mount -o remount,rw, or docker run --privileged"
+        if os.geteuid() == 0:
+            return f"name a group that may be written to: {_PARENT}"
+        from pytest_nsbox.kernel.cgroup_delegation import delegating_command_v2
+
+        try:
+            offered = (Group(self._point, self.files).read("cgroup.controllers") or "").split()
+        except KernelError:
+            offered = []
+        return delegating_command_v2(self._point, offered, os.geteuid())
 
     def make(self, box: str, writes: Sequence[Write], owner: int | None, counted: frozenset[str] = frozenset()) -> Node:
         asked = frozenset(write.controller for write in writes)

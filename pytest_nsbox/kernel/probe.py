@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import struct
 import sys
 from signal import SIGKILL, alarm, pidfd_send_signal
 
-from pytest_nsbox.kernel import cgroup, libc, namespaces, net, process
+from pytest_nsbox.kernel import libc, namespaces, systemd
+from pytest_nsbox.kernel.probe_doors import Doors
 from pytest_nsbox.kernel.surroundings import look_around
 from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Capability, Failure, Surroundings, judge
@@ -30,46 +30,6 @@ PATIENCE = 10  # seconds; a try that hangs (a dead network file system below /) 
 MS_REC_PRIVATE = 0x4000 | 0x40000
 V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio")
 V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
-
-
-class Doors:
-    """The system calls of the tries. Tests put an object in its place that fails."""
-
-    unshare = staticmethod(namespaces.unshare)
-    setns = staticmethod(namespaces.setns)
-    write_proc = staticmethod(namespaces.write_proc)
-    write_maps = staticmethod(namespaces.write_maps)
-    open_namespace = staticmethod(namespaces.open_namespace)
-    set_clock_offsets = staticmethod(namespaces.set_clock_offsets)
-    loopback_up = staticmethod(net.loopback_up)
-    clone3 = staticmethod(process.clone3)
-    open_pidfd = staticmethod(process.open_pidfd)
-    open_session = staticmethod(cgroup.open_session)
-
-    def mount(self, source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
-        """mount(2)."""
-        what = f"{kind or 'flags'} {target}"
-        name = kind.encode() if kind else None
-        libc.call("mount", what, source.encode(), os.fsencode(target), name, flags, os.fsencode(data))
-
-    def idmapped_clone(self, source: str, target: str, userns: int) -> None:
-        """Attach an idmapped copy of the mount ``source`` at ``target``. Source: open_tree(2), mount_setattr(2)."""
-        path, empty, place = (libc.Buffer(os.fsencode(text)) for text in (source, "", target))
-        here = -100 & 0xFFFFFFFF  # AT_FDCWD
-        clone_cloexec, empty_path, move_empty = 0x1 | os.O_CLOEXEC, 0x1000, 0x4
-        tree = libc.syscall("open_tree", source, libc.SYS_OPEN_TREE, here, path.address, clone_cloexec)
-        # struct mount_attr: attr_set (MOUNT_ATTR_IDMAP), attr_clr, propagation, userns_fd
-        wanted = libc.Buffer(struct.pack("=4Q", 0x00100000, 0, 0, userns))
-        words = (tree, empty.address, empty_path, wanted.address, wanted.size)
-        libc.syscall("mount_setattr", f"idmap {source}", libc.SYS_MOUNT_SETATTR, *words)
-        libc.syscall("move_mount", target, libc.SYS_MOVE_MOUNT, tree, empty.address, here, place.address, move_empty)
-
-    def allow_all_filter(self) -> None:
-        """Install a seccomp filter that lets everything pass. Source: seccomp(2)."""
-        libc.call("prctl", "PR_SET_NO_NEW_PRIVS", 38, 1, 0, 0, 0)
-        program = libc.Buffer(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))  # return SECCOMP_RET_ALLOW
-        header = libc.Buffer(struct.pack("@HP", 1, program.address))
-        libc.call("prctl", "PR_SET_SECCOMP", 22, 2, header.address, 0, 0)
 
 
 def attempt(function: Callable[[], Json]) -> Json | Failure:
@@ -125,7 +85,9 @@ class Probe:
         self.around = around
         self.parent = parent
         self.doors = doors or Doors()
-        self.cgroup_version: int | None = None  # known once `cgroups` has found a hierarchy that works
+        # Known once `cgroups` has found a hierarchy that works.
+        self.cgroup_version: int | None = None
+        self.cgroup_driver = ""
 
     def capabilities(self) -> list[Capability]:
         """Try everything, in the order in which a box is made."""
@@ -152,6 +114,7 @@ class Probe:
             cap.TIME: self.time,
             cap.CLONE3: self.clone3,
             cap.PIDFD: self.pidfd,
+            cap.SETATTR: self.mount_attributes,
             cap.PROC: self.proc,
             cap.OVERLAY: self.overlay,
             cap.DISK_SCRATCH: self.disk_scratch,
@@ -235,6 +198,12 @@ class Probe:
         self.doors.setns(pidfd, namespaces.NEWUTS)
         pidfd_send_signal(pidfd, SIGKILL)
         os.waitpid(pid, 0)
+        return None
+
+    def mount_attributes(self) -> Json:
+        """Clone a mount, change it while nobody sees it, and give it a place."""
+        place = self.private_mounts()
+        self.doors.readonly_clone(place, f"{place}/merged")
         return None
 
     def proc(self) -> Json:
@@ -329,6 +298,7 @@ class Probe:
             return [_by_problem(cap.CGROUP, str(reasons[0] if reasons else "no hierarchy can be used"))]
         assert isinstance(version, int)
         self.cgroup_version = version
+        self.cgroup_driver = str(result["driver"])
         controllers = result["controllers"]
         assert isinstance(controllers, list)
         found = [Capability(cap.CGROUP, works=True)]
@@ -345,7 +315,11 @@ class Probe:
 
     def _try_cgroups(self) -> Json:
         wanted = frozenset(V1_CONTROLLERS + V2_CONTROLLERS)
+        problem = self.doors.take_scope(self.parent, f"nsbox-probe-{os.getpid()}.scope", ())
         session = self.doors.open_session(self.parent, f"probe-{os.getpid()}", wanted)
+        session.driver = "systemd" if systemd.has_scope() else session.driver
+        if problem:
+            session.problems = dict.fromkeys(session.problems, problem)
         try:
             node = session.make("probe", (), None)
             try:
@@ -354,6 +328,7 @@ class Probe:
                 return {
                     "works": bool(node.views),
                     "version": session.version,
+                    "driver": session.driver,
                     "controllers": sorted(session.controllers),
                     "problems": dict(session.problems),
                     "swap": swap,
@@ -417,5 +392,6 @@ def main(parent: str | None = None) -> None:
         "around": asdict(around),
         "capabilities": [asdict(capability) for capability in found],
         "cgroup_version": probe.cgroup_version,
+        "cgroup_driver": probe.cgroup_driver,
     }
     sys.stdout.write(json.dumps(document))

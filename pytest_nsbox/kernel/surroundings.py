@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 
 from pytest_nsbox.kernel import namespaces, process
-from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Surroundings
+from pytest_nsbox.policy.features import FEATURES
+
+MAXIMA = tuple(feature.maximum for feature in FEATURES if feature.maximum)
 
 
 def look_around() -> Surroundings:
     """Read what explains failures; changes nothing."""
     release = os.uname().release.split(".")
     minor = "".join(char for char in release[1] if char.isdigit()) if len(release) > 1 else "0"
+    mounts = [line.split(" ") for line in _read("/proc/self/mountinfo").splitlines()]
+    # The last one covers those before it.
+    roots = [fields[fields.index("-") + 1] for fields in mounts if fields[4:5] == ["/"]]
     return Surroundings(
         uid=os.geteuid(),
         sys_admin=process.has_capability(process.CAP_SYS_ADMIN),
         initial_userns=namespaces.read_id_map() == ((0, 0, 4294967295),),
         container=find_container(),
-        chroot=not any(line.split(" ")[4:5] == ["/"] for line in _read("/proc/self/mountinfo").splitlines()),
+        chroot=not roots,
         seccomp_filter="\nSeccomp:\t2" in _read("/proc/self/status"),
         kernel=(int(release[0]), int(minor or 0)),
         sysctls=read_sysctls(),
         tmpdir=os.path.realpath(os.environ.get("TMPDIR") or "/tmp"),
+        root_type=roots[-1] if roots else "",
     )
 
 
@@ -51,7 +57,7 @@ def find_container() -> str:
 def read_sysctls() -> dict[str, str]:
     """Those sysctls that forbid or count namespaces, as far as this kernel has them."""
     names = ["kernel.unprivileged_userns_clone", "kernel.apparmor_restrict_unprivileged_userns"]
-    names += [f"user.{knob}" for knob in cap.MAXIMA.values()]
+    names += [f"user.{knob}" for knob in MAXIMA]
     values = {name: _read("/proc/sys/" + name.replace(".", "/")).strip() for name in names}
     return {name: value for name, value in values.items() if value}
 

@@ -9,6 +9,33 @@ import errno
 from dataclasses import dataclass, field
 
 from pytest_nsbox.policy.errors import ERRNO_TEXTS
+from pytest_nsbox.policy.features import (
+    BOX,
+    BY_NAME,
+    CGROUP,
+    CGROUP_NS,
+    CLONE3,
+    DISK_SCRATCH,
+    FEATURES,
+    IDMAP,
+    IPC,
+    LINUX,
+    MOUNT,
+    NET,
+    OVERLAY,
+    PID,
+    PIDFD,
+    PROC,
+    SECCOMP,
+    SETATTR,
+    SUBSYSTEMS,
+    SWAP,
+    TIME,
+    USERNS,
+    UTS,
+    Feature,
+    version,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,73 +43,15 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.spec import Spec
 
-LINUX = "Linux"
-USERNS = "user namespaces"
-MOUNT = "mount namespaces"
-PID = "pid namespaces"
-UTS = "uts namespaces"
-IPC = "ipc namespaces"
-CGROUP_NS = "cgroup namespaces"
-NET = "network namespaces"
-TIME = "time namespaces"
-CLONE3 = "clone3"
-PIDFD = "pidfd"
-PROC = "fresh /proc"
-OVERLAY = "overlay"
-DISK_SCRATCH = "scratch on disk"
-IDMAP = "idmapped overlay layers"
-SECCOMP = "seccomp filters"
-CGROUP = "cgroup"
-SWAP = "swap accounting"
-BOX = "a whole box"  # tried last, where every piece works
-
 # Without one of these no box can be made at all.
-ESSENTIAL = (LINUX, USERNS, MOUNT, PID, UTS, IPC, CGROUP_NS, CLONE3, PIDFD, PROC, OVERLAY, BOX)
+ESSENTIAL = (LINUX, *(feature.name for feature in FEATURES if not feature.without), BOX)
 
-# What works less well without, for those that no key of a spec asks for by name.
-WITHOUT = {
-    DISK_SCRATCH: "what tests write lies in memory and counts towards mem=",
-    IDMAP: "root's id in a box is the host's root, with less of /proc and /sys; nested boxes: off",
-    CGROUP: "no limits but ulimits, disk and timeout; no usage figures",
-    NET: "no net=False",
-    TIME: "no clock=",
-    SECCOMP: "no seccomp=",
-    SWAP: "no swap=; a test under mem= may swap",
-}
-
-KERNEL_SINCE = {
-    USERNS: (3, 8),
-    CGROUP_NS: (4, 6),
-    CLONE3: (5, 3),
-    PIDFD: (5, 8),  # setns() by pidfd; pidfd_open alone is 5.3
-    TIME: (5, 6),
-    OVERLAY: (5, 11),  # in a user namespace
-    IDMAP: (5, 19),
-}
-KERNEL_CONFIG = {
-    USERNS: "CONFIG_USER_NS",
-    MOUNT: "CONFIG_NAMESPACES",
-    PID: "CONFIG_PID_NS",
-    UTS: "CONFIG_UTS_NS",
-    IPC: "CONFIG_IPC_NS",
-    CGROUP_NS: "CONFIG_CGROUPS",
-    NET: "CONFIG_NET_NS",
-    TIME: "CONFIG_TIME_NS",
-    OVERLAY: "CONFIG_OVERLAY_FS",
-    SECCOMP: "CONFIG_SECCOMP_FILTER",
-    SWAP: "CONFIG_MEMCG_SWAP",
-}
-# The sysctl below user. that counts each kind of namespace.
-MAXIMA = {
-    USERNS: "max_user_namespaces",
-    MOUNT: "max_mnt_namespaces",
-    PID: "max_pid_namespaces",
-    UTS: "max_uts_namespaces",
-    IPC: "max_ipc_namespaces",
-    CGROUP_NS: "max_cgroup_namespaces",
-    NET: "max_net_namespaces",
-    TIME: "max_time_namespaces",
-}
+__all__ = [
+    "BOX", "CGROUP", "CGROUP_NS", "CLONE3", "DISK_SCRATCH", "ESSENTIAL", "IDMAP", "IPC", "LINUX", "MOUNT", "NET",
+    "OVERLAY", "PID", "PIDFD", "PROC", "SECCOMP", "SETATTR", "SUBSYSTEMS", "SWAP", "TIME", "USERNS", "UTS",
+    "Capability", "Decision", "Failure", "Surroundings", "controller", "decide", "judge", "judge_box", "lacking",
+    "needed", "without",
+]  # fmt: skip
 
 RUN_AS_ROOT = "run pytest as root"
 UNKNOWN = "none is known: please report this text"
@@ -110,7 +79,8 @@ class Surroundings:
     """What is read, not tried: it explains a failure and is told by the doctor.
 
     ``sysctls``: values by dotted name, only those that exist. ``container``: "docker", "podman", "kubernetes", "lxc",
-    "container" for an unknown kind, "" outside. ``kernel``: version and patch level.
+    "container" for an unknown kind, "" outside. ``kernel``: version and patch level. ``root_type``: of the root's file
+    system, "" if unknown.
     """
 
     uid: int = 0
@@ -122,6 +92,14 @@ class Surroundings:
     kernel: tuple[int, int] = (6, 0)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     tmpdir: str = "/tmp"
+    root_type: str = ""
+
+    @property
+    def mode(self) -> str:
+        """How boxes are made here, in words."""
+        if self.idmaps:
+            return "root, user namespaces with idmapped files"
+        return "nested, inside another user namespace" if self.powerful else "rootless"
 
     @property
     def powerful(self) -> bool:
@@ -145,6 +123,17 @@ class Failure:
     def __str__(self) -> str:
         what = f"{self.call} {self.target}".rstrip()
         return f"{what}: {ERRNO_TEXTS.get(self.errno) or f'errno {self.errno}'}"
+
+
+def _feature(name: str) -> Feature:
+    return BY_NAME.get(name) or Feature(name=name)
+
+
+def without(name: str) -> str:
+    """What a machine that lacks this capability lacks with it; "" if no box can be made."""
+    if name in ESSENTIAL:
+        return ""
+    return _feature(name).without or f"no limits by {name}"
 
 
 def judge(name: str, failure: Failure | None, around: Surroundings) -> Capability:
@@ -172,8 +161,8 @@ def _cause(name: str, failure: Failure, around: Surroundings) -> tuple[str, str]
 
 def _by_sysctl(name: str, failure: Failure, around: Surroundings) -> tuple[str, str] | None:
     """Explain by a sysctl that forbids or counts namespaces."""
-    knob = MAXIMA.get(name)
-    if knob is not None and failure.errno in (errno.ENOSPC, errno.EUSERS):
+    knob = _feature(name).maximum
+    if knob and failure.errno in (errno.ENOSPC, errno.EUSERS):
         value = around.sysctls.get(f"user.{knob}", "?")
         return f"user.{knob} is {value}, or user namespaces are nested too deep", f"sysctl -w user.{knob}=15000"
     # Red Hat's older kernels answer EINVAL where the limit is 0.
@@ -193,16 +182,16 @@ def _by_sysctl(name: str, failure: Failure, around: Surroundings) -> tuple[str, 
 
 def _by_kernel(name: str, failure: Failure, around: Surroundings) -> tuple[str, str] | None:
     """Explain by an old kernel or one built without the feature."""
-    since = KERNEL_SINCE.get(name)
+    since = _feature(name).since
     if since is not None and around.kernel < since and not (name == OVERLAY and around.powerful):
-        needs = ".".join(map(str, since))
-        return f"needs Linux {needs}, this is {'.'.join(map(str, around.kernel))}", f"a kernel of {needs} or newer"
+        needs = version(since)
+        return f"needs Linux {needs}, this is {version(around.kernel)}", f"a kernel of {needs} or newer"
     if name == OVERLAY and failure.errno == errno.ENODEV:
         return "the kernel has no overlay file system", "modprobe overlay"
-    config = KERNEL_CONFIG.get(name)
-    missing = failure.errno == errno.EINVAL and name in MAXIMA
+    config = _feature(name).config
+    missing = failure.errno == errno.EINVAL and _feature(name).maximum
     # ENOSYS inside a container is the answer of its seccomp filter rather than of the kernel.
-    if config is not None and (missing or (failure.errno == errno.ENOSYS and not around.seccomp_filter)):
+    if config and (missing or (failure.errno == errno.ENOSYS and not around.seccomp_filter)):
         return f"the kernel is built without {config}", f"a kernel with {config}=y"
     return None
 

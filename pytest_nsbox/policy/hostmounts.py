@@ -42,6 +42,7 @@ class Mounted:
     device  major:minor of the file system
     root    which directory (or file) of the file system is mounted there
     target  the mount point
+    source  the device, or what the file system takes for one
     """
 
     number: int
@@ -51,6 +52,7 @@ class Mounted:
     target: str
     readonly: bool
     fstype: str
+    source: str = ""
 
     @property
     def pseudo(self) -> bool:
@@ -74,6 +76,7 @@ def parse_mountinfo(text: str) -> tuple[Mounted, ...]:
                 _unescape(fields[4]),
                 "ro" in fields[5].split(",") or "ro" in super_options,
                 tail.split(" ")[0],
+                _unescape(tail.split(" ")[1]),
             )
         )
     return tuple(found)

@@ -29,7 +29,6 @@ _ENV = "{NAME: VALUE}, None as a value unsets"
 _USER = "a user's name, UID or 'UID:GID'"
 _HOSTNAME = "1 to 64 letters, digits, '-', '_' and '.'"
 _CLOCK = "{'monotonic': SECONDS, 'boottime': SECONDS}"
-_IO = "{'rbps': SIZE, 'wbps': SIZE, 'riops': COUNT, 'wiops': COUNT}"
 
 
 @record
@@ -239,21 +238,6 @@ def _parse_clock(value: object) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(found.items()))
 
 
-def _parse_io(value: object) -> tuple[tuple[str, int], ...]:
-    found: dict[str, int] = {}
-    for name, given in _items(value):
-        if name not in ("rbps", "wbps", "riops", "wiops"):
-            raise BadValueError(f"unknown rate {name!r}")
-        found[name] = units.parse_positive_size(given) if name.endswith("bps") else units.parse_count(given)
-    return tuple(sorted(found.items()))
-
-
-def _parse_hugetlb(value: object) -> tuple[tuple[str, int], ...]:
-    for name, _ in _items(value):
-        units.parse_positive_size(name)
-    return tuple(sorted((name, units.parse_size(given)) for name, given in _items(value)))
-
-
 def _parse_texts(value: object) -> tuple[str, ...]:
     entries = value if isinstance(value, (list, tuple)) else [value]
     return tuple(_parse_text(entry) for entry in entries)
@@ -264,9 +248,14 @@ def _parse_devices(value: object) -> tuple[str, ...]:
     for entry in found:
         path, colon, access = entry.rpartition(":")
         check_target(path if colon else entry, "")
+        if not (path if colon else entry).startswith("/dev/"):
+            raise BadValueError(f"{entry!r} is not below /dev")
         if colon and (not access or set(access) - set("rwm")):
             raise BadValueError(f"unknown access {access!r}")
-    return found
+        if colon and not {"r", "w"} <= set(access):
+            raise BadValueError(f"{access!r}: whoever can open a device in a box may read and write it")
+    # How it was written makes no other box.
+    return tuple(dict.fromkeys(entry.rpartition(":")[0] or entry for entry in found))
 
 
 def _items(value: object) -> list[tuple[str, object]]:
@@ -286,9 +275,7 @@ def _but(accepted: object, feature: str) -> Callable[[object], str | None]:
 KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted) for limit in LIMITS} | {
     key.name: key
     for key in (
-        Key("io", _parse_io, _IO, _all("throttling of I/O")),
-        Key("hugetlb", _parse_hugetlb, "{PAGESIZE: SIZE} such as {'2MB': '16M'}", _all("limits of huge pages")),
-        Key("devices", _parse_devices, "a list of '/dev/NAME:rw'", _all("host devices in boxes")),
+        Key("devices", _parse_devices, "a list of '/dev/NAME:rw'"),
         Key("net", _parse_net, _NET),
         Key("rootfs", _parse_text, "an image's name, a directory, a tar or an OCI layout"),
         Key("readonly", _parse_bool, _BOOL),

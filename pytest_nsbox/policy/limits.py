@@ -100,6 +100,60 @@ def _swap_v2(spec: Spec) -> tuple[Write, ...]:
     return (Write("memory", "memory.swap.max", str(swap), fallback=() if swap == 0 else None),)
 
 
+# Stands for the disk that the scratch lies on, which only the warden knows ("8:0").
+DISK = "{disk}"
+_IO_V1 = {
+    "rbps": "blkio.throttle.read_bps_device",
+    "wbps": "blkio.throttle.write_bps_device",
+    "riops": "blkio.throttle.read_iops_device",
+    "wiops": "blkio.throttle.write_iops_device",
+}
+_IO_ACCEPTED = "{'rbps': SIZE, 'wbps': SIZE, 'riops': COUNT, 'wiops': COUNT}"
+_HUGETLB_ACCEPTED = "{PAGESIZE: SIZE} such as {'2MB': '16M'}"
+
+
+def parse_io(value: object) -> tuple[tuple[str, int], ...]:
+    """(rate, number per second) of ``{"rbps": "4M", "wiops": 100}``, sorted."""
+    found: dict[str, int] = {}
+    for name, given in _table(value):
+        if name not in _IO_V1:
+            raise BadValueError(f"unknown rate {name!r}")
+        found[name] = units.parse_positive_size(given) if name.endswith("bps") else units.parse_count(given)
+    return tuple(sorted(found.items()))
+
+
+def parse_hugetlb(value: object) -> tuple[tuple[str, int], ...]:
+    """(size of pages as the kernel spells it, bytes) of ``{"2M": "16M"}``, sorted."""
+    found = {_page_size(units.parse_positive_size(name)): units.parse_size(given) for name, given in _table(value)}
+    return tuple(sorted(found.items()))
+
+
+def _page_size(size: int) -> str:
+    for letter, unit in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
+        if size % unit == 0:
+            return f"{size // unit}{letter}"
+    raise BadValueError("no size of pages", _HUGETLB_ACCEPTED)
+
+
+def _table(value: object) -> list[tuple[str, object]]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise BadValueError("not a table")
+    return list(value.items())
+
+
+def _io_v1(spec: Spec) -> tuple[Write, ...]:
+    return tuple(Write("blkio", _IO_V1[name], f"{DISK} {number}") for name, number in spec.io)
+
+
+def _io_v2(spec: Spec) -> tuple[Write, ...]:
+    rates = " ".join(f"{name}={number}" for name, number in spec.io)
+    return (Write("io", "io.max", f"{DISK} {rates}"),) if rates else ()
+
+
+def _hugetlb(ending: str) -> Writer:
+    return lambda spec: tuple(Write("hugetlb", f"hugetlb.{size}.{ending}", str(limit)) for size, limit in spec.hugetlb)
+
+
 def _pids(spec: Spec) -> tuple[Write, ...]:
     return (Write("pids", "pids.max", str(spec.pids)),)
 
@@ -242,6 +296,27 @@ LIMITS: tuple[Limit, ...] = (
         hit=(("pids.events", "max"),),
     ),
     Limit(
+        name="io",
+        controller="io",
+        parse=parse_io,
+        accepted=_IO_ACCEPTED,
+        example='{"rbps": "4M", "wiops": 100}',
+        help="Bytes and operations per second on the disk that the scratch lies on. cgroup v1 slows only direct and "
+        "synced I/O.",
+        v1=_io_v1,
+        v2=_io_v2,
+    ),
+    Limit(
+        name="hugetlb",
+        controller="hugetlb",
+        parse=parse_hugetlb,
+        accepted=_HUGETLB_ACCEPTED,
+        example='{"2MB": "16M"}',
+        help="Bytes of huge pages, by the size of a page; a process that touches more gets SIGBUS.",
+        v1=_hugetlb("limit_in_bytes"),
+        v2=_hugetlb("max"),
+    ),
+    Limit(
         name="ulimits",
         controller=None,
         parse=parse_ulimits,
@@ -283,6 +358,13 @@ def cgroup_writes(spec: Spec, version: int) -> tuple[Write, ...]:
     return tuple(found)
 
 
+def with_disk(writes: tuple[Write, ...], disk: str) -> tuple[Write, ...]:
+    """The same, with the number of the disk ("8:0") where it is missing."""
+    return tuple(
+        Write(write.controller, write.file, write.value.replace(DISK, disk), write.fallback) for write in writes
+    )
+
+
 def controllers_needed(spec: Spec, version: int) -> frozenset[str]:
     """Names of the controllers without which this spec's limits cannot be enforced."""
     return frozenset(write.controller for write in cgroup_writes(spec, version))
@@ -312,7 +394,8 @@ def render_page() -> str:
     lines += [
         "",
         "`ulimits` are set by setrlimit(2) in the test's process, `disk` is the size of the scratch filesystem, and",
-        "`timeout` is kept by pytest's own process. `cpu_period` is written together with `cpu`.",
+        "`timeout` is kept by pytest's own process. `cpu_period` is written together with `cpu`. `{disk}` is the",
+        "number of the whole disk (or device-mapper device) that holds `TMPDIR`.",
         "",
     ]
     return "\n".join(lines)
@@ -321,7 +404,8 @@ def render_page() -> str:
 def _files(writer: Writer) -> str:
     from pytest_nsbox.policy.spec import Spec  # for this page only; the warden reads this table at its start
 
-    parsed: dict[str, Any] = {row.name: row.parse(row.example) for row in LIMITS if row.name != "ulimits"}
+    tables = {"io": {"rbps": "4M", "wiops": 100}, "hugetlb": {"2MB": "16M"}, "ulimits": {}}
+    parsed: dict[str, Any] = {row.name: row.parse(tables.get(row.name, row.example)) for row in LIMITS}
     return ", ".join(f"`{write.file}` = `{write.value}`" for write in writer(Spec(**parsed)))
 
 

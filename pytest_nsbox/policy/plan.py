@@ -21,21 +21,9 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.spec import Spec
 
 # The device nodes that every program may expect, null(4), full(4), random(4), tty(4): name, major, minor.
-DEVICES = (
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-)
-DEVICE_LINKS = (
-    ("ptmx", "pts/ptmx"),
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-)
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+_STREAMS = tuple((name, f"/proc/self/fd/{number}") for number, name in enumerate(("stdin", "stdout", "stderr")))
+DEVICE_LINKS = (("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), *_STREAMS)
 # Made new in each box, with what is mounted below them.
 OWN = ("/proc", "/sys", "/dev")
 # Where the overlays of a box are found once more, without what is mounted on them: what a box in this box is made of.
@@ -175,6 +163,13 @@ class BindDevice:
 
 
 @record
+class LetDevice:
+    """The host's device at `path`, for the box to read and write."""
+
+    path: str
+
+
+@record
 class MakeLink:
     """A symbolic link `name` in the box's /dev."""
 
@@ -239,7 +234,7 @@ class SetClocks:
 
 TreeOp: TypeAlias = (
     "Overlay | OverlayImage | ShowMount | Bind | BindInit | MakeWorkdir | MountTmpfs | ShowAgain | MakeDevice "
-    "| BindDevice | MakeLink | MakeDirectory | ShowSysfs | SetReadonly"
+    "| BindDevice | LetDevice | MakeLink | MakeDirectory | ShowSysfs | SetReadonly"
 )
 InitOp: TypeAlias = "MountOwn | ShowCgroups | SetHostname | LoopbackUp | SetClocks"
 
@@ -259,6 +254,7 @@ class Plan:
     counted   cgroup controllers whose counts are wanted, without a limit
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
     image     whether the root is an image
+    synced    whether what a test syncs goes to the disk: else there is nothing to slow
     ids       rootless: what our own uid and gid are called in the box
     """
 
@@ -275,6 +271,7 @@ class Plan:
     live: bool = False
     counted: frozenset[str] = frozenset()
     image: bool = False
+    synced: bool = False
     ids: tuple[int, int] | None = None
 
     def sources(self) -> set[tuple[str, str]]:
@@ -297,7 +294,7 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     names = image or host
     user = find_user(spec.user, names.passwd, names.group) if spec.user is not None else None
     layers = _host_layers(host) if image is None else _image_layers(image)
-    tree: list[TreeOp] = [*layers, *_devices(host), ShowSysfs(own_net)]
+    tree: list[TreeOp] = [*layers, *_devices(host), *map(LetDevice, spec.devices), ShowSysfs(own_net)]
     if image is not None:
         tree += _image_files(spec, image)
     elif spec.net not in ("host", "none"):
@@ -322,8 +319,7 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
         again = [ShowAgain(target, f"{LOWER}/{number}") for number, target in enumerate(overlays)]
         tree += again
     live = spec.proc == "limits"
-    if live:
-        tree += _unchanged(own_net=own_net, made=bool(again))
+    tree += _unchanged(own_net=own_net, made=bool(again)) if live else []
     if spec.readonly:
         tree += [SetReadonly(target) for target in (*overlays, *(op.place for op in again))]
     return Plan(
@@ -340,6 +336,7 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
         live=live,
         counted=frozenset({"blkio", "io"}) if live else frozenset(),
         image=image is not None,
+        synced=bool(spec.io),
         ids=((user.uid, user.gid) if user is not None else host.ids) if rootless else None,
     )
 

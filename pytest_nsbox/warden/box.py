@@ -7,7 +7,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
 
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
-from pytest_nsbox.policy.limits import cgroup_writes
+from pytest_nsbox.policy.limits import cgroup_writes, with_disk
 from pytest_nsbox.policy.plan import SetClocks
 from pytest_nsbox.warden import init
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
@@ -85,7 +85,10 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
         if cgroups is None:
             raise BoxFailed("the session is not open")
         owner = SHIFTED_ROOT if plan.shifted else None
-        node = cgroups.make(name, cgroup_writes(spec, cgroups.version), owner, plan.counted)
+        writes = cgroup_writes(spec, cgroups.version)
+        if spec.io:
+            writes = with_disk(writes, session.find_disk())
+        node = cgroups.make(name, writes, owner, plan.counted)
         undo.add(node.remove)
         session.make_view_points(node.views)
         tree = session.take_tree(plan, find_late(shared, sockets=plan.sockets))

@@ -6,7 +6,7 @@ import os
 
 from pytest_nsbox.kernel import files, namespaces
 from pytest_nsbox.kernel.signals import signal
-from pytest_nsbox.warden.tree import make_mount_point
+from pytest_nsbox.warden.points import make_mount_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.image import ImageFacts, ImageRoot
 from pytest_nsbox.warden.directory import IMAGE_LAYERS, IMAGE_VIEWS
-from pytest_nsbox.warden.tree import make_mount_point
+from pytest_nsbox.warden.points import make_mount_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

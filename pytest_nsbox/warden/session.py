@@ -88,6 +88,7 @@ class Session:
     def open(self) -> None:
         """Make all of it. Raises KernelError or BoxFailed."""
         self.mode = find_mode()
+        problem = self._take_scope()
         here = home = ""
         if self.mode == "rootless":
             from pytest_nsbox.warden import rootless
@@ -121,8 +122,19 @@ class Session:
         # Now nothing below comes along when a volume is the whole temporary directory.
         self.doors.make_unbindable(".")
         self.cgroups = cgroup.open_session(self.cgroup_parent, self.name, files=self.doors.cgroup_files)
+        if problem:
+            self.cgroups.problems = dict.fromkeys(self.cgroups.problems, problem)
         self.cgroups.open_screens()
         self.make_view_points(tuple(self.cgroups.screened))
+
+    def _take_scope(self) -> str:
+        """Ask systemd for groups of our own where it owns all of them; return why it gave none, or ""."""
+        # Before we enter a user namespace: who asks must be who we are.
+        if not os.path.isdir("/run/systemd/system"):
+            return ""
+        from pytest_nsbox.kernel import systemd
+
+        return systemd.take_scope(self.cgroup_parent, f"nsbox-{self.name}.scope", (os.getppid(),))
 
     def _mount_layers(self) -> None:
         """Make mounts of the parts of our directory that other mounts are made from; those cannot be unbindable."""
@@ -266,6 +278,12 @@ class Session:
 
             self._views = Views(self)
         return self._views
+
+    def find_disk(self) -> str:
+        """Return the number of the disk that boxes write to."""
+        from pytest_nsbox.warden.devices import find_disk
+
+        return find_disk(f"{self.directory}/{self.layers}")
 
     def clones(self, plan: Plan) -> str:
         """Return the directory of the host's mounts for boxes of `plan`."""

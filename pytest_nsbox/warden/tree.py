@@ -23,6 +23,7 @@ from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.warden.changes import Layer
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
+from pytest_nsbox.warden.points import make_mount_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.warden.changes import Listing
-    from pytest_nsbox.warden.doors import Doors
     from pytest_nsbox.warden.session import Session
 
 _TOO_DEEP = (
@@ -238,7 +238,7 @@ class _Builder:
             ("upperdir", f"{layer}/upper"),
             ("workdir", f"{layer}/work"),
             # The layer is thrown away: nothing of it needs to reach the disk.
-            ("volatile", None),
+            *(() if self.tree.plan.synced else (("volatile", None),)),
         ]
         if self.session.mode == "shifted":
             # Without these renaming a directory of the host is EXDEV, and hard links to its files break.
@@ -317,6 +317,11 @@ class _Builder:
         self.doors.make_file(op.name, at=self.mounts["/dev"])
         self.put(self.doors.clone_tree(f"/dev/{op.name}"), f"/dev/{op.name}", directory=False)
 
+    def let_device(self, op: plans.LetDevice) -> None:
+        from pytest_nsbox.warden.devices import let_in
+
+        let_in(self.doors, self.put, self.mounts["/dev"], op.path, made=self.session.mode == "shifted")
+
     def again(self, op: plans.ShowAgain) -> None:
         whole = self.session.mode == "rootless" and op.target == "/sys"
         mount = self.doors.clone_tree("", recursive=whole, at=self.mounts[op.target])
@@ -346,38 +351,13 @@ _PERFORM: dict[type, Callable[[_Builder, Any], None]] = {
     plans.MountTmpfs: _Builder.tmpfs,
     plans.MakeDevice: _Builder.device,
     plans.BindDevice: _Builder.bind_device,
+    plans.LetDevice: _Builder.let_device,
     plans.ShowAgain: _Builder.again,
     plans.MakeLink: _Builder.link,
     plans.MakeDirectory: _Builder.directory,
     plans.ShowSysfs: _Builder.sysfs,
     plans.SetReadonly: _Builder.readonly,
 }
-
-
-def make_mount_point(doors: Doors, root: int, target: str, *, directory: bool) -> set[str]:
-    """Make what is missing of `target` in the tree at `root`; return the paths that were made."""
-    parts = [part for part in target.split("/") if part]
-    made = set()
-    above = doors.open_in(root, "/")
-    try:
-        for depth, part in enumerate(parts, 1):
-            path = "/" + "/".join(parts[:depth])
-            try:
-                below = doors.open_in(root, path)
-            except KernelError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                if depth < len(parts) or directory:
-                    doors.make_directory(part, at=above)
-                else:
-                    doors.make_file(part, at=above)
-                made.add(path)
-                below = doors.open_in(root, path)
-            os.close(above)
-            above = below
-    finally:
-        os.close(above)
-    return made
 
 
 def _list_devices(devices: int) -> Listing:

@@ -235,3 +235,52 @@ def test_in_a_delegated_group_pytest_makes_room_for_boxes_and_goes_back(
         assert [path for path in group.iterdir() if path.is_dir()] == []
     finally:
         cgroup_tree.Group(str(group)).remove()
+
+
+@pytest.mark.needs("cgroup:io or blkio")
+def test_what_a_test_syncs_is_slowed_to_its_rate(pytester: pytest.Pytester):
+    require_cgroup_version(1)
+    pytester.makepyfile(
+        """
+        import os, time
+        import pytest
+
+        @pytest.mark.sandbox(io={"wbps": "4M", "riops": 1000})
+        def test_writes():
+            began = time.monotonic()
+            with open("/var/tmp/file", "wb") as file:
+                for _ in range(3):
+                    file.write(bytes(1 << 20))
+                    file.flush()
+                    os.fsync(file.fileno())
+            assert time.monotonic() - began > 0.5
+        """
+    )
+    result, entries = run(pytester)
+    result.assert_outcomes(passed=1)
+    assert entries["test_writes"]["limits"] == {"io": {"riops": 1000, "wbps": 4 * MIB}}
+
+
+def test_devices_that_are_let_in_can_be_opened(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        @pytest.mark.sandbox(devices=["/dev/full:rw", "/dev/kmsg"])
+        def test_open():
+            os.close(os.open("/dev/kmsg", os.O_WRONLY))
+            assert sorted(set(os.listdir("/dev")) & {"kmsg", "loop0"}) == ["kmsg"]
+
+        @pytest.mark.sandbox(devices=["/dev/no-such-thing"])
+        def test_not_there(): pass
+
+        @pytest.mark.sandbox(devices=["/dev/shm"])
+        def test_no_device(): pass
+        """
+    )
+    result, _ = run(pytester)
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines(
+        ["devices: /dev/no-such-thing: No such file or directory", "devices: /dev/shm is no device"]
+    )

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pytest_nsbox.kernel import probe
-from pytest_nsbox.kernel.probe import Doors, Probe, attempt
+from pytest_nsbox.kernel.probe import Probe, attempt
+from pytest_nsbox.kernel.probe_doors import Doors
 from pytest_nsbox.kernel.surroundings import find_container, look_around, read_sysctls
 from pytest_nsbox.policy import capability as cap
 from pytest_nsbox.policy.capability import Capability, Failure, Surroundings
@@ -225,6 +226,8 @@ class FakeNode:
 
 class FakeSession:
     """A session as kernel/cgroup.py opens it, with the parts that the probe looks at."""
+
+    driver = "cgroupfs"
 
     def __init__(self, directory: Path, version: int, controllers: set[str], problems: dict[str, str]) -> None:
         self.version = version

@@ -13,7 +13,9 @@ MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 
 def test_fields_are_read_and_escapes_undone() -> None:
     mounts = parse_mountinfo(MOUNTINFO)
-    assert mounts[2] == Mounted(28, 27, "0:25", "/sub dir", "/mnt/a b\\c", readonly=True, fstype="tmpfs")
+    assert mounts[2] == Mounted(
+        28, 27, "0:25", "/sub dir", "/mnt/a b\\c", readonly=True, fstype="tmpfs", source="tmpfs"
+    )
     assert [mount.readonly for mount in mounts] == [False, False, True, True]
     assert [mount.pseudo for mount in mounts] == [True, False, False, False]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_nsbox.policy.keys import KEYS
-from pytest_nsbox.policy.limits import LIMITS, cgroup_writes, controllers_needed, cpu_quota, weight_of
+from pytest_nsbox.policy.limits import LIMITS, cgroup_writes, controllers_needed, cpu_quota, weight_of, with_disk
 from pytest_nsbox.policy.spec import Layer, Spec
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,8 @@ def spec(**values) -> Spec:
 
 
 def written(version: int, **values) -> list[str]:
-    return [f"{write.controller}/{write.file}={write.value}" for write in cgroup_writes(spec(**values), version)]
+    writes = with_disk(cgroup_writes(spec(**values), version), "8:16")
+    return [f"{write.controller}/{write.file}={write.value}" for write in writes]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,16 @@ def written(version: int, **values) -> list[str]:
             ["memory/memory.max=268435456", "memory/memory.swap.max=67108864"],
         ),
         ({"pids": 64}, ["pids/pids.max=64"], ["pids/pids.max=64"]),
+        (
+            {"io": {"wiops": 100, "rbps": "4M"}},
+            ["blkio/blkio.throttle.read_bps_device=8:16 4194304", "blkio/blkio.throttle.write_iops_device=8:16 100"],
+            ["io/io.max=8:16 rbps=4194304 wiops=100"],
+        ),
+        (
+            {"hugetlb": {"2MiB": "16M", "1G": 0}},
+            ["hugetlb/hugetlb.1GB.limit_in_bytes=0", "hugetlb/hugetlb.2MB.limit_in_bytes=16777216"],
+            ["hugetlb/hugetlb.1GB.max=0", "hugetlb/hugetlb.2MB.max=16777216"],
+        ),
         ({"ulimits": {"nofile": 5}, "disk": "1M", "timeout": 3}, [], []),
     ],
 )
@@ -107,7 +119,7 @@ def test_every_row_has_its_help_and_an_example_that_its_parser_takes(limit):
     assert limit.help.endswith(".")
     assert limit.accepted
     assert KEYS[limit.name].parse == limit.parse
-    limit.parse({"nofile": 256} if limit.name == "ulimits" else limit.example)
+    limit.parse(ast.literal_eval(limit.example) if limit.example.startswith("{") else limit.example)
 
 
 def test_the_page_in_the_docs_is_what_the_table_prints():
@@ -119,3 +131,17 @@ def test_the_page_in_the_docs_is_what_the_table_prints():
     assert page.read_text(encoding="utf-8") == run.stdout, (
         f"run: python -m pytest_nsbox.policy.limits > {page.relative_to(ROOT)}"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "quota"),
+    [
+        ({"cpu": 0.001}, (1_000, 1_000_000)),
+        ({"cpu": 0.005, "cpu_period": "1ms"}, (1_000, 200_000)),
+        ({"cpu": 1, "cpu_period": "1s"}, (1_000_000, 1_000_000)),
+        ({"cpu": 1, "cpu_period": "1ms"}, (1_000, 1_000)),
+        ({"cpu": 64}, (6_400_000, 100_000)),
+    ],
+)
+def test_quota_and_period_at_their_edges(values, quota):
+    assert cpu_quota(spec(**values)) == quota

@@ -27,6 +27,7 @@ GLUE_SEES_OF_THE_WARDEN = {
     "warden.client",
     "warden.engine",
     "warden.messages",
+    "warden.outlook",
     "warden.roots",
     "warden.directory",
     "warden.output",

@@ -30,6 +30,15 @@ def test_a_missing_capability_fails_where_all_are_required(monkeypatch: pytest.M
         capabilities.require("wings")
 
 
+def test_a_list_requires_what_it_names_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_REQUIRE_ALL", "legs, overlay")
+    with pytest.raises(pytest.skip.Exception):
+        capabilities.require("wings")
+    monkeypatch.setenv("NSBOX_REQUIRE_ALL", "legs,wings")
+    with pytest.raises(pytest.fail.Exception, match=r"\(NSBOX_REQUIRE_ALL=legs,wings\): pigs have none"):
+        capabilities.require("wings")
+
+
 def test_a_controller_that_no_kernel_has_is_missing():
     assert capabilities.missing("cgroup:wings") == "no mounted hierarchy has the controller wings"
 

@@ -12,10 +12,10 @@ import pytest
 import pytest_nsbox
 from pytest_nsbox import options, settings
 from pytest_nsbox.fixtures import Sandbox
-from pytest_nsbox.policy import usage
+from pytest_nsbox.policy import features, usage
 from pytest_nsbox.policy.errors import SpecProblems
 from pytest_nsbox.policy.keys import KEYS
-from pytest_nsbox.policy.limits import render_page
+from pytest_nsbox.policy.limits import LIMITS, render_page
 from pytest_nsbox.policy.spec import Layer, Spec
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +116,16 @@ def test_the_page_on_endings_names_every_exception():
 def test_the_page_on_limits_is_what_the_table_gives():
     page = (REFERENCE / "limits.md").read_text(encoding="utf-8")
     assert page == render_page(), "python -m pytest_nsbox.policy.limits > docs/reference/limits.md"
+
+
+def test_the_page_on_the_kernel_is_what_the_table_gives():
+    page = (REFERENCE / "kernel.md").read_text(encoding="utf-8")
+    assert page == features.render_page(), "python -m pytest_nsbox.policy.features > docs/reference/kernel.md"
+
+
+def test_the_table_of_subsystems_has_the_keys_that_use_them():
+    told = {key for row in features.SUBSYSTEMS for key in row.keys}
+    assert {row.name for row in LIMITS if row.controller is not None} <= told <= set(KEYS)
 
 
 def test_ci_runs_the_command_of_the_readme():

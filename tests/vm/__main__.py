@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
-from tests.capabilities import missing
+from tests.capabilities import is_required, missing
 from tests.vm.boot import TMPDIR, run_in_vm
 
 
 def main(arguments: list[str]) -> int:
     why = missing("vm kernel")
-    if why is not None and os.environ.get("NSBOX_REQUIRE_ALL") != "1":
+    if why is not None and not is_required("vm kernel"):
         print(f"skipped, nothing was run on cgroup v2: {why}")
         return 0
     disk = arguments[:1] == ["--disk"]

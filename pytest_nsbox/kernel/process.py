@@ -19,6 +19,9 @@ _CLONE_PARENT = 0x00008000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 # Older than the numbers that all architectures share.
@@ -121,6 +124,34 @@ def drop_capabilities() -> None:
     """Give up every capability, as an ordinary user has none."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     libc.call("capset", "none", header, bytes(24))
+
+
+def bound_capabilities(mask: int) -> None:
+    """Have no program that this process starts get a capability besides those in `mask`. Needs CAP_SETPCAP."""
+    libc.call("prctl", "PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    for number in range(64):
+        if mask >> number & 1:
+            continue
+        try:
+            libc.call("prctl", "PR_CAPBSET_DROP", _PR_CAPBSET_DROP, number, 0, 0, 0)
+        except KernelError as error:
+            # The first that this kernel does not know.
+            if error.errno == errno.EINVAL:
+                return
+            raise
+
+
+def keep_capabilities(mask: int) -> None:
+    """Give up every capability besides those in `mask`, and for good what set-user-id programs would give."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    data = libc.Buffer(bytes(24))
+    libc.call("capget", "self", header, data.address)
+    # Two words each of effective, permitted, inheritable, one after another: low words first, then high ones.
+    effective, permitted, _, effective_high, permitted_high, _ = struct.unpack("=6I", data.content())
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    kept = struct.pack("=6I", effective & low, permitted & low, 0, effective_high & high, permitted_high & high, 0)
+    libc.call("capset", hex(mask), header, kept)
+    libc.call("prctl", "PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 class Capabilities:

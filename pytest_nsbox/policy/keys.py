@@ -6,6 +6,8 @@ The rows of limits come from ``limits.LIMITS``; the other keys are in the table 
 from __future__ import annotations
 
 from pytest_nsbox.policy import units
+from pytest_nsbox.policy.confinement import ACCEPTED as CAPS
+from pytest_nsbox.policy.confinement import parse_caps
 from pytest_nsbox.policy.errors import BadValueError, SpecError, SpecProblems
 from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.mounts import TMPFS, VOLUMES, Volume, as_text, check_target, parse_tmpfs, parse_volumes, tidy
@@ -33,12 +35,11 @@ _CLOCK = "{'monotonic': SECONDS, 'boottime': SECONDS}"
 
 @record
 class Key:
-    """One key: its parser, and whether this version refuses a parsed value (then as what)."""
+    """One key and its parser."""
 
     name: str
     parse: Callable[[object], object]
     accepted: str
-    refused: Callable[[object], str | None] = lambda _value: None
 
 
 def build(layers: Sequence[Layer], *, rootdir: str = "", host: HostFacts | None = None) -> Spec:
@@ -90,9 +91,6 @@ def _parse(key: Key, value: object, place: str) -> tuple[object, SpecError | Non
         parsed = key.parse(value)
     except BadValueError as error:
         return None, SpecError(key.name, _quoted(value), error.accepted or key.accepted, error.reason, place)
-    lacking = key.refused(parsed)
-    if lacking:
-        return None, SpecError(key.name, _quoted(value), "", f"not supported by this version: {lacking}", place)
     return parsed, None
 
 
@@ -264,14 +262,6 @@ def _items(value: object) -> list[tuple[str, object]]:
     return list(value.items())
 
 
-def _all(feature: str) -> Callable[[object], str | None]:
-    return lambda _value: feature
-
-
-def _but(accepted: object, feature: str) -> Callable[[object], str | None]:
-    return lambda value: None if value == accepted else feature
-
-
 KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted) for limit in LIMITS} | {
     key.name: key
     for key in (
@@ -288,8 +278,8 @@ KEYS: dict[str, Key] = {limit.name: Key(limit.name, limit.parse, limit.accepted)
         Key("proc", _parse_choice("host", "limits"), "'host' or 'limits'"),
         Key("cgroup_view", _parse_bool, _BOOL),
         Key("privileged", _parse_bool, _BOOL),
-        Key("caps", _parse_texts, "a list of capabilities such as ['net_raw']", _all("sets of capabilities")),
-        Key("seccomp", _parse_text, "'default', 'none' or a path", _but("none", "seccomp profiles")),
+        Key("caps", parse_caps, CAPS),
+        Key("seccomp", _parse_choice("default", "none"), "'default' or 'none'"),
         Key("clock", _parse_clock, _CLOCK),
         Key("scope", _parse_choice("function", "class", "module"), "'function', 'class' or 'module'"),
         Key("artifacts", _parse_texts, "a list of globs"),

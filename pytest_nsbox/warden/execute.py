@@ -12,15 +12,18 @@ import resource
 
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.kernel.signals import signal
+from pytest_nsbox.policy.confinement import confine
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import keyword_record
 from pytest_nsbox.policy.users import find_user
 from pytest_nsbox.warden import ulimits
+from pytest_nsbox.warden.confine import Confiner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from pytest_nsbox.policy.confinement import Confinement
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.warden.box import Box
     from pytest_nsbox.warden.doors import Doors
@@ -91,6 +94,7 @@ class Spawner:
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
+        self._confiners: dict[Confinement, Confiner] = {}
         self._home = doors.open_namespace("self", "pid")
         # A container takes some ten descriptors; programs get the limit back that the warden had.
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,16 +111,32 @@ class Spawner:
             from pytest_nsbox.warden import viewed  # noqa: F401
         if program.terminal:
             from pytest_nsbox.warden import pseudoterminal  # noqa: F401
+        confiner = self._confiner(program.spec)
         self._doors.setns(box.pidfd, namespaces.NEWPID)
         try:
             pid, pidfd = self._doors.clone3(0)
             if pid == 0:
-                self._run(box, program, streams.theirs(), screens)
+                self._run(box, program, streams.theirs(), screens, confiner)
         finally:
             self._doors.setns(self._home, namespaces.NEWPID)
         return pid, pidfd
 
-    def _run(self, box: Box, program: Program, fds: tuple[int, int, int, int], screens: tuple[int, ...]) -> NoReturn:
+    def _confiner(self, spec: Spec) -> Confiner | None:
+        confinement = confine(spec, container=True)
+        if confinement is None:
+            return None
+        if confinement not in self._confiners:
+            self._confiners[confinement] = Confiner(confinement)
+        return self._confiners[confinement]
+
+    def _run(
+        self,
+        box: Box,
+        program: Program,
+        fds: tuple[int, int, int, int],
+        screens: tuple[int, ...],
+        confiner: Confiner | None,
+    ) -> NoReturn:
         failure = fds[3]
         try:
             try:
@@ -128,7 +148,7 @@ class Spawner:
                     fds = (slave, slave, slave, failure)
                 _take_streams(fds)
                 failure = 3
-                _execute(program, self._files, box.tree.plan.ids)
+                _execute(program, self._files, box.tree.plan.ids, confiner)
             except KernelError as error:
                 report = (error.call, error.target[:1000], error.errno)
             except BoxFailed as error:
@@ -199,10 +219,14 @@ def _above(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 4)
 
 
-def _execute(program: Program, files: tuple[int, int], ids: tuple[int, int] | None) -> NoReturn:
+def _execute(
+    program: Program, files: tuple[int, int], ids: tuple[int, int] | None, confiner: Confiner | None
+) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
     ulimits.set_all(program.spec)
     user = find_user(program.user or "0", _text_of("/etc/passwd"), _text_of("/etc/group"))
+    if confiner is not None:
+        confiner.before_user()
     if ids is not None:
         # The box was made with this user.
         if ids[0] != 0:
@@ -221,6 +245,8 @@ def _execute(program: Program, files: tuple[int, int], ids: tuple[int, int] | No
     name = program.argv[0]
     places = [name] if "/" in name else [f"{at or '.'}/{name}" for at in env.get("PATH", DEFAULT_PATH).split(":")]
     problem = errno.ENOENT
+    if confiner is not None:
+        confiner.after_user()
     for path in places:
         try:
             os.execve(path, program.argv, env)

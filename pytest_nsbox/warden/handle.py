@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.warden.client import Warden
+    from pytest_nsbox.warden.confine import Confiner
     from pytest_nsbox.warden.second_fork import SecondFork
 
 
@@ -61,6 +62,7 @@ class Box:
         self._failure: KernelError | None = None
         self._warden = warden
         self._cwd: str | None = None
+        self._confiner: Confiner | None = None
         self._releasing: int | None = None
         self.lapping = False  # it was asked what it used so far, and nobody has taken the answer
 
@@ -104,6 +106,13 @@ class Box:
         if self._failure is not None:
             raise self._failure
         self._cwd = _working_directory()
+        if self.spec.caps is not None or self.spec.seccomp is not None:
+            # Imported and made now: in the box, Python's own files are the box's.
+            from pytest_nsbox.policy.confinement import confine
+            from pytest_nsbox.warden.confine import Confiner
+
+            confinement = confine(self.spec, container=False)
+            self._confiner = None if confinement is None else Confiner(confinement)
         self._go_behind_screens()
         for fd in self.attach:
             try:
@@ -155,10 +164,14 @@ class Box:
         """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""
         ulimits.set_all(self.spec)
         self._change_directory()
+        if self._confiner is not None:
+            self._confiner.before_user()
         if self.spec.user is not None and self._ids is None:
             user = find_user(self.spec.user, _text_of("/etc/passwd"), _text_of("/etc/group"))
             process.become(user.uid, user.gid, user.groups)
             process.set_dumpable(dumpable=True)
+        if self._confiner is not None:
+            self._confiner.after_user()
 
     def _change_directory(self) -> None:
         path = self.spec.workdir or self._cwd

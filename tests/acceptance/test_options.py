@@ -137,8 +137,8 @@ PROBLEMS = {
         @pytest.mark.sandbox(False)
         def test_contradiction(sandbox): pass
 
-        @pytest.mark.sandbox(caps=["net_raw"], scope="module")
-        def test_not_supported(): pass
+        @pytest.mark.sandbox(caps=["net"], scope="module")
+        def test_no_capability(): pass
 
         def test_fine(): print("RAN")
     """
@@ -149,7 +149,7 @@ SAID = [
     "*test_problems.py::test_more_cpus_than_there_are: *cpu*100000*",
     "*test_problems.py::test_positional: *sandbox('mem=1G') is not understood*",
     "*test_problems.py::test_contradiction: *requests the fixture 'sandbox'*",
-    "*test_problems.py::test_not_supported: *not supported by this version*",
+    "*test_problems.py::test_no_capability: *'net' is no capability*",
 ]
 
 

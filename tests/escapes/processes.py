@@ -240,6 +240,8 @@ def peer(at: Place) -> Iterator[int]:
             with socket.socket(fileno=os.dup(fd)) as sock:
                 if sock.family == socket.AF_UNIX and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     found.append(struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4))[0])
+    if not found:
+        raise HeldError("there is no socket of pytest's")  # in a container
     assert len(found) == 1, found
     yield found[0]
 

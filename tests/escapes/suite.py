@@ -6,14 +6,18 @@ Most of a room share a box (each is made in a process of its own); what came of 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.escapes import groups, machine, network, processes, roots, storage
-from tests.escapes.attempt import ATTEMPTS, NETS, PLACE, Attempt, Place
+from tests.escapes.attempt import ATTEMPTS, NETS, PLACE, USER, Attempt, Place
+from tests.escapes.contained import outcomes
+from tests.escapes.host import SESSION_KEY
 
 ROOMS = (groups, machine, network, processes, roots, storage)
 HOST = Place.from_json(os.environ[PLACE])
@@ -54,3 +58,24 @@ def test_attempts(
     for attempt in attempts:
         if net in attempt.refused:
             record_property(f"{attempt.name} {net}", attempt.run(place))
+
+
+@pytest.mark.sandbox(net=False, user=str(USER))
+def test_attempts_of_a_user(inherited: dict[str, int], record_property: Callable[[str, object], None]) -> None:
+    for name, outcome in outcomes(dataclasses.replace(HOST, fds=inherited)).items():
+        record_property(f"{name} user", outcome)
+
+
+@pytest.mark.sandbox(False)
+@pytest.mark.parametrize(("who", "uid"), [("container", 0), ("container-user", USER)])
+def test_attempts_from_a_container(
+    who: str, uid: int, nsbox: object, record_property: Callable[[str, object], None]
+) -> None:
+    env = {name: os.environ[name] for name in (PLACE, SESSION_KEY, "PYTHONPATH") if name in os.environ}
+    command = [sys.executable, "-m", "tests.escapes.contained", str(uid)]
+    done = nsbox.run(command, env=env, net=False, mem="64M", pids=64, timeout=120, check=True)  # type: ignore[attr-defined]
+    told = json.loads(done.stdout)
+    # The standard streams, and the one that listdir() reads.
+    assert told["descriptors"] == 4
+    for name, outcome in told["outcomes"].items():
+        record_property(f"{name} {who}", outcome)

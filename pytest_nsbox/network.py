@@ -101,9 +101,12 @@ def make(boxes: NsBox, name: str | None, *, detached: bool = False, **wanted: An
         "delay": read("delay", networks.parse_delay, ""),
         "loss": read("loss", networks.parse_loss, networks.LOSS),
     }
+    internal = wanted.get("internal", True)
+    if not isinstance(internal, bool):
+        problems.append(SpecError("internal", repr(internal), "True or False", "not a truth value", "nsbox.network"))
     if problems:
         raise SpecProblems(tuple(problems))
-    told, _ = boxes.engine.ask("network", what="make", internal=True, detached=detached, **fields)
+    told, _ = boxes.engine.ask("network", what="make", internal=internal, detached=detached, **fields)
     return Network(boxes, told), told["made"]
 
 

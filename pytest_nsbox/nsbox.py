@@ -206,6 +206,7 @@ class NsBox:
         name: str | None = None,
         *,
         subnet: str | Sequence[str] | None = None,
+        internal: bool = True,
         rate: str | int | None = None,
         delay: str | float | None = None,
         loss: str | float | None = None,
@@ -213,6 +214,7 @@ class NsBox:
         """Make a network for ``net=``, or find the one of that name. Its boxes reach each other by name and address.
 
         subnet    "10.7.0.0/24", an IPv6 network, or one of each; by default what nobody uses
+        internal  False: with a way out for TCP and UDP, to what the host reaches
         rate      how much reaches each box at most: "10mbit", or bytes per second such as "1M"
         delay     of what goes to a box, one way: "50ms"; loss: the share that gets lost, "5%"
 
@@ -220,7 +222,7 @@ class NsBox:
         """
         from pytest_nsbox.network import make
 
-        found, made = make(self, name, subnet=subnet, rate=rate, delay=delay, loss=loss)
+        found, made = make(self, name, subnet=subnet, internal=internal, rate=rate, delay=delay, loss=loss)
         if made:
             self.networks.append(found)
         return found

@@ -300,8 +300,8 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     elif spec.net not in ("host", "none"):
         from pytest_nsbox.policy import init_layer
 
-        # Names of other boxes come into it when the box is in its network.
-        tree.append(BindInit("/etc/hosts", init_layer.hosts(spec.hostname or "")))
+        # Names of other boxes come into it when the box is in its network; a name server, if that has a way out.
+        tree += [BindInit("/etc/hosts", init_layer.hosts(spec.hostname or "")), BindInit("/etc/resolv.conf", "")]
     # In the order of depth: what is mounted on /a must not hide what is mounted on /a/b.
     mounts: list[Bind | MountTmpfs] = [Bind(v.source, v.target, v.readonly, v.kind) for v in spec.volumes]
     mounts += [MountTmpfs(t.target, t.size, 0o1777) for t in spec.tmpfs]

@@ -9,7 +9,9 @@ import os
 
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.networks import Port
-from pytest_nsbox.warden.networks import Networks, entry
+from pytest_nsbox.warden.elsewhere import Elsewhere
+from pytest_nsbox.warden.network import entry
+from pytest_nsbox.warden.networks import Networks
 from pytest_nsbox.warden.ports import Ports, take
 
 TYPE_CHECKING = False
@@ -29,8 +31,11 @@ class Connected:
 
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
-        self.networks = Networks(containers)
-        self._ports = Ports(containers.server, self.networks.elsewhere)
+        server = containers.server
+        assert server.session is not None
+        self._elsewhere = Elsewhere(server.doors, returns=server.session.mode != "rootless")
+        self._ports = Ports(server, self._elsewhere)
+        self.networks = Networks(containers, self._elsewhere, self._ports)
         # Names of boxes.
         self._publishing: set[str] = set()
 
@@ -134,3 +139,4 @@ class Connected:
         """The warden ends."""
         self._ports.close()
         self.networks.close()
+        self._elsewhere.close()

@@ -1,4 +1,5 @@
 """The process that carries published ports: it accepts on the host's loopback and connects in the network of a box.
+(And what leaves a network with a way out, the other way round: outward.py.)
 
 A fork of the warden, made with the first published port, so that the warden never waits for anybody's data. It ends
 with the warden. What it is told (messages of `ports.Ports`): what to listen on, and where that leads.
@@ -95,8 +96,13 @@ class Forwarder:
                 door.close()
             return True
         protocol, targets = rest
-        namespace = Namespace(self, self._elsewhere, fds.pop(0), len(fds))
-        kind = Listener if protocol == "tcp" else Datagrams
+        namespace = Namespace(self._elsewhere, fds.pop(0), len(fds))
+        if do == "way":
+            from pytest_nsbox.warden.outward import KINDS
+
+            kind: type[Listener | Datagrams] = KINDS[protocol]
+        else:
+            kind = Listener if protocol == "tcp" else Datagrams
         self._doors.setdefault(key, []).extend([kind(self, socket(fileno=fd), namespace, targets) for fd in fds])
         return True
 
@@ -133,26 +139,25 @@ class Forwarder:
 class Namespace:
     """A network namespace in which sockets are opened, as long as one of its `users` is there."""
 
-    def __init__(self, loop: Forwarder, elsewhere: Elsewhere, fd: int, users: int) -> None:
+    def __init__(self, elsewhere: Elsewhere, fd: int, users: int) -> None:
         self._elsewhere = elsewhere
         self._fd = fd
         self._users = users
-        self._loop = loop
 
     def open(self, address: str, kind: int) -> socket:
-        """Return a socket that can reach `address`. Raises KernelError."""
-        family = AF_INET6 if ":" in address else AF_INET
-
-        def make() -> list[int]:
-            return [socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC).detach()]
-
-        return socket(fileno=self._elsewhere.open(self._fd, make)[0])
+        """Return a socket of it that can reach `address`. Raises KernelError."""
+        return socket(fileno=self._elsewhere.open(self._fd, lambda: [open_here(address, kind).detach()])[0])
 
     def leave(self) -> None:
         """One user less: a namespace that somebody holds stays."""
         self._users -= 1
         if not self._users:
             os.close(self._fd)
+
+
+def open_here(address: str, kind: int) -> socket:
+    """Return a socket of our own network namespace that can reach `address`."""
+    return socket(AF_INET6 if ":" in address else AF_INET, kind | SOCK_NONBLOCK | SOCK_CLOEXEC)
 
 
 class Listener:
@@ -184,9 +189,17 @@ class Listener:
             return
         near = socket(fileno=fd)
         near.setblocking(False)
-        dial = Dial(self, near)
+        dial = Dial(self, near, self.lead(near))
         self._live.add(dial)
         dial.attempt()
+
+    def lead(self, near: socket) -> list[Address]:  # noqa: ARG002 - outward.py asks it
+        """Return where the connection `near` is to go: the first of these that answers."""
+        return self.targets
+
+    def open(self, address: str) -> socket:
+        """Return a socket for a connection to `address`. Raises KernelError or OSError."""
+        return self.namespace.open(address, SOCK_STREAM)
 
     def go_on(self, old: Dial | Pair, new: Pair | None = None) -> None:
         """`old` has ended, or has become `new`."""
@@ -206,9 +219,10 @@ class Listener:
 class Dial:
     """A connection that was accepted, while the one to the box is made."""
 
-    def __init__(self, door: Listener, near: socket) -> None:
+    def __init__(self, door: Listener, near: socket, targets: list[Address]) -> None:
         self._door = door
         self._near = near
+        self._targets = targets
         self._far: socket | None = None
         self._next = 0
         self._ended = False
@@ -217,9 +231,9 @@ class Dial:
         """Try the next address."""
         if self._ended:
             return
-        address, port = self._door.targets[self._next]
+        address, port = self._targets[self._next]
         try:
-            self._far = self._door.namespace.open(address, SOCK_STREAM)
+            self._far = self._door.open(address)
         except (KernelError, OSError):
             self.abort()
             return
@@ -243,7 +257,7 @@ class Dial:
         self._door.loop.close(self._far)
         self._far = None
         self._next += 1
-        if self._next < len(self._door.targets):
+        if self._next < len(self._targets):
             self.attempt()
         elif code == errno.ECONNREFUSED and time.monotonic() < self._door.patient:
             self._next = 0
@@ -337,60 +351,73 @@ class Datagrams:
 
     def __init__(self, loop: Forwarder, sock: socket, namespace: Namespace, targets: list[Address]) -> None:
         self._loop = loop
-        self._socket = sock
-        self._namespace = namespace
-        self._target: Address = (targets[0][0], targets[0][1])
+        self.socket = sock
+        self.namespace = namespace
+        self.targets = targets
         self._flows: dict[Any, tuple[socket, list[float]]] = {}
         self._closed = False
         loop.watch(sock.fileno(), _READ, self._receive)
         loop.after(_FLOW, self._expire)
 
+    def take(self) -> tuple[bytes, Any]:
+        """Return what has come, and what tells the flow that it belongs to."""
+        return self.socket.recvfrom(1 << 16)
+
+    def open(self, flow: Any) -> socket:  # noqa: ARG002 - outward.py asks it
+        """Return a socket that sends where a flow leads. Raises KernelError or OSError."""
+        far = self.namespace.open(self.targets[0][0], SOCK_DGRAM)
+        far.connect((self.targets[0][0], self.targets[0][1]))
+        return far
+
+    def give_back(self, data: bytes, flow: Any) -> None:
+        """Send an answer to who began the flow. Raises KernelError or OSError."""
+        self.socket.sendto(data, flow)
+
     def _receive(self, _events: int) -> None:
         try:
-            data, sender = self._socket.recvfrom(1 << 16)
-            if sender not in self._flows:
-                self._begin(sender)
-            far, seen = self._flows[sender]
+            data, flow = self.take()
+            if flow not in self._flows:
+                self._begin(flow)
+            far, seen = self._flows[flow]
             seen[0] = time.monotonic()
             far.send(data)
         except (KernelError, OSError):
             # As on any network, it is lost. (Nobody listens yet, for one: what was told of an earlier one comes here.)
             return
 
-    def _begin(self, sender: Any) -> None:
+    def _begin(self, flow: Any) -> None:
         if len(self._flows) >= _MOST_FLOWS:
-            self._forget(min(self._flows, key=lambda flow: self._flows[flow][1]))
-        far = self._namespace.open(self._target[0], SOCK_DGRAM)
-        far.connect(self._target)
-        self._flows[sender] = far, [time.monotonic()]
-        self._loop.watch(far.fileno(), _READ, lambda _: self._answer(sender))
+            self._forget(min(self._flows, key=lambda known: self._flows[known][1]))
+        far = self.open(flow)
+        self._flows[flow] = far, [time.monotonic()]
+        self._loop.watch(far.fileno(), _READ, lambda _: self._answer(flow))
 
-    def _answer(self, sender: Any) -> None:
-        far, seen = self._flows[sender]
+    def _answer(self, flow: Any) -> None:
+        far, seen = self._flows[flow]
         try:
             seen[0] = time.monotonic()
-            self._socket.sendto(far.recv(1 << 16), sender)
-        except OSError:
+            self.give_back(far.recv(1 << 16), flow)
+        except (KernelError, OSError):
             return
 
-    def _forget(self, sender: Any) -> None:
-        self._loop.close(self._flows.pop(sender)[0])
+    def _forget(self, flow: Any) -> None:
+        self._loop.close(self._flows.pop(flow)[0])
 
     def _expire(self) -> None:
         if self._closed:
             return
         now = time.monotonic()
-        for sender in [sender for sender, (_, seen) in self._flows.items() if now - seen[0] > _FLOW]:
-            self._forget(sender)
+        for flow in [flow for flow, (_, seen) in self._flows.items() if now - seen[0] > _FLOW]:
+            self._forget(flow)
         self._loop.after(_FLOW, self._expire)
 
     def close(self) -> None:
         """Listen no more."""
         self._closed = True
-        for sender in list(self._flows):
-            self._forget(sender)
-        self._loop.close(self._socket)
-        self._namespace.leave()
+        for flow in list(self._flows):
+            self._forget(flow)
+        self._loop.close(self.socket)
+        self.namespace.leave()
 
 
 def run(control: int, elsewhere: Elsewhere, keep: tuple[int, ...]) -> NoReturn:

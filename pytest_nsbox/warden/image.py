@@ -245,7 +245,12 @@ def _bind_init(builder: _Builder, op: plans.BindInit) -> None:
     doors.make_file(path)
     with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(op.text)
-    builder.put(doors.clone_tree(path), op.target, directory=False)
+    try:
+        builder.put(doors.clone_tree(path), op.target, directory=False)
+    except KernelError as error:
+        # The host's is a link to nothing: there is no place to bind at, and nothing to hide.
+        if error.errno != errno.EEXIST or tree.plan.image:
+            raise
 
 
 def _make_workdir(builder: _Builder, op: plans.MakeWorkdir) -> None:

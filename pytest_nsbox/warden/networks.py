@@ -14,202 +14,31 @@ from _socket import AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 from pytest_nsbox.kernel import links
 from pytest_nsbox.kernel.netlink import Netlink, open_netlink
 from pytest_nsbox.policy import init_layer, networks
-from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.warden.elsewhere import Elsewhere
+from pytest_nsbox.warden.network import FIRST_INTERFACE, FIRST_PORT, Member, Network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from pytest_nsbox.policy.networks import Shape
     from pytest_nsbox.warden.box import Box
     from pytest_nsbox.warden.containers import Containers
     from pytest_nsbox.warden.order import Connection
-
-BRIDGE = "nsbr0"
-_BRIDGE_INDEX = 10
-# A port of the bridge and the interface in the box must have different numbers: the kernel takes an interface whose
-# peer has its own number for one without a peer, and waits up to a second before it says that the link is there.
-_FIRST_PORT = 1000
-_FIRST_INTERFACE = 10
-_LARGEST_NUMBER = 0xFFFF
-
-
-class Member:
-    """A box in a network. `names` are what others call it; `interface` is its own end, `port` the bridge's."""
-
-    __slots__ = ("addresses", "box", "index", "interface", "lost", "mac", "name", "names", "port", "title")
-
-    def __init__(self, box: Box, name: str, names: tuple[str, ...], title: str) -> None:
-        self.box = box
-        self.name = name
-        self.names = names
-        # What it calls itself besides.
-        self.title = title
-        self.addresses: list[str] = []
-        self.mac = b""
-        self.interface = ""
-        self.index = 0
-        self.port = 0
-        # Members that it cannot reach, nor they it.
-        self.lost: set[str] = set()
-
-
-class Network:
-    """One network. Its namespace goes with `close`."""
-
-    def __init__(self, name: str, subnets: tuple[str, ...], shape: Shape, owner: object) -> None:
-        self.name = name
-        self.subnets = subnets
-        self.shape = shape
-        self.owner: object | None = owner
-        self.internal = True
-        self.members: dict[str, Member] = {}
-        self.namespace = -1
-        self.link: Netlink | None = None
-        # Kept by a claim: see Networks._claim.
-        self.claims: list[socket] = []
-        self._number = 1
-        # Ports that were made: of boxes that have ended the kernel removes them when it gets to it.
-        self._used: set[int] = set()
-
-    def gateways(self) -> list[str]:
-        """Return its own addresses, those of the bridge."""
-        return [networks.address_of(subnet, 1) for subnet in self.subnets]
-
-    def open(self, elsewhere: Elsewhere) -> None:
-        """Make it. Raises KernelError or BoxFailed."""
-        self.namespace = elsewhere.make()
-        self.link = Netlink(elsewhere.open(self.namespace, lambda: [open_netlink()])[0])
-        messages = [links.switch("lo", 1, up=True), links.bridge(BRIDGE, _BRIDGE_INDEX)]
-        for subnet, gateway in zip(self.subnets, self.gateways(), strict=True):
-            messages.append(links.address(gateway, int(subnet.rpartition("/")[2]), _BRIDGE_INDEX))
-        try:
-            self.link.do(messages)
-        except KernelError as error:
-            raise BoxFailed(f"network {self.name!r}: {error} (it takes a kernel with bridge and veth)") from None
-
-    def take_numbers(self, member: Member, session: bytes) -> None:
-        """Give `member` the next addresses that nobody has. Raises BoxFailed if there are none left."""
-        used = {other.port - _FIRST_PORT for other in self.members.values()}
-        for _ in range(_LARGEST_NUMBER):
-            self._number += 1
-            found = [networks.address_of(subnet, self._number) for subnet in self.subnets]
-            if not all(found) or self._number > _LARGEST_NUMBER:
-                if len(used) >= self._number - 2:
-                    break
-                self._number = 1
-            elif self._number not in used:
-                member.addresses, member.port = found, _FIRST_PORT + self._number
-                member.mac = networks.mac_of(self._number, session)
-                return
-        raise BoxFailed(f"network {self.name!r}: all addresses of {self.subnets[0]} are taken")
-
-    def plug(self, member: Member, elsewhere: Elsewhere, namespace: int) -> None:
-        """Connect `member`, whose network namespace is `namespace`. Raises KernelError or BoxFailed."""
-        assert self.link is not None
-        index, port = member.index, f"port{member.port - _FIRST_PORT}"
-        inside = Netlink(elsewhere.open(namespace, lambda: [open_netlink()])[0])
-        try:
-            peer = (member.interface, index, member.mac, namespace)
-            self._clear(member.port)
-            self.link.do([links.veth(port, member.port, _BRIDGE_INDEX, peer)])
-            messages = []
-            for subnet, address in zip(self.subnets, member.addresses, strict=True):
-                messages.append(links.address(address, int(subnet.rpartition("/")[2]), index))
-            self._form(port, member.port)
-            inside.do([links.switch(member.interface, index, up=True), *messages, *self._ways_out(index)])
-        finally:
-            inside.close()
-
-    def drop(self, box: Box) -> None:
-        """Forget a box that has ended."""
-        self.members = {name: m for name, m in self.members.items() if m.box is not box}
-
-    def _clear(self, port: int) -> None:
-        """Remove a port that another box had, if it is there still: that box's interface would answer as well."""
-        assert self.link is not None
-        if port not in self._used:
-            self._used.add(port)
-            return
-        try:
-            self.link.do([links.remove(f"port{port - _FIRST_PORT}", port)])
-        except KernelError as error:
-            if error.errno != errno.ENODEV:
-                raise
-
-    def _ways_out(self, index: int) -> list[Any]:
-        return [] if self.internal else [links.default_route(gateway, index) for gateway in self.gateways()]
-
-    def _form(self, port: str, number: int) -> None:
-        """Give a port the network's rate, delay and loss."""
-        assert self.link is not None
-        shape = self.shape
-        disturbed = shape.delay is not None or shape.loss is not None
-        try:
-            if disturbed:
-                self.link.do([links.disturb(port, number, shape.delay or 0.0, shape.loss or 0.0)])
-            if shape.rate is not None:
-                self.link.do([links.limit(port, number, shape.rate, below=disturbed)])
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            kind, keys = ("netem", "delay and loss take") if "netem" in error.target else ("tbf", "rate takes")
-            raise BoxFailed(
-                f"network {self.name!r}: {keys} the kernel's sch_{kind}, which it does not have (modprobe sch_{kind})"
-            ) from None
-
-    def member(self, name: str) -> Member:
-        """Return the box of that name. Raises BoxFailed if it is not here."""
-        try:
-            return self.members[name]
-        except KeyError:
-            there = ", ".join(map(repr, self.members)) or "none"
-            raise BoxFailed(f"network {self.name!r} has no box {name!r} (boxes in it: {there})") from None
-
-    def close(self) -> None:
-        """Let go of everything: with its last descriptor the kernel removes it."""
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-        if self.namespace >= 0:
-            os.close(self.namespace)
-            self.namespace = -1
-        for claim in self.claims:
-            claim.close()
-        self.claims.clear()
-
-    def describe(self) -> dict[str, Any]:
-        """Return what `docker network inspect` tells."""
-        return {
-            "Name": self.name,
-            "Internal": self.internal,
-            "Subnets": list(self.subnets),
-            "Gateways": self.gateways(),
-            "Containers": {member.name: entry(member) for member in self.members.values()},
-        }
-
-
-def entry(member: Member) -> dict[str, Any]:
-    """Return what is told of a box in a network."""
-    found = {"Interface": member.interface, "MacAddress": member.mac.hex(":"), "IPAddress": "", "GlobalIPv6Address": ""}
-    for address in member.addresses:
-        found["GlobalIPv6Address" if ":" in address else "IPAddress"] = address
-    return found
+    from pytest_nsbox.warden.ports import Ports
 
 
 class Networks:
     """The networks of one warden, by name."""
 
-    def __init__(self, containers: Containers) -> None:
+    def __init__(self, containers: Containers, elsewhere: Elsewhere, ports: Ports) -> None:
         self.containers = containers
+        self.elsewhere = elsewhere
+        self._ports = ports
         self.by_name: dict[str, Network] = {}
         self._made = 0
         self._session = os.urandom(5)
-        server = containers.server
-        assert server.session is not None
-        self.elsewhere = Elsewhere(server.doors, returns=server.session.mode != "rootless")
 
     # --- making and removing
 
@@ -231,6 +60,10 @@ class Networks:
             network.subnets = self._subnets(tuple(wanted["subnets"]), network)
             network.internal = wanted["internal"]
             network.open(self.elsewhere)
+            if not network.internal:
+                from pytest_nsbox.warden import outside
+
+                outside.open_way(network, self.elsewhere, self._ports)
         except BaseException:
             network.close()
             raise
@@ -322,7 +155,7 @@ class Networks:
         member = Member(box, called, names, hostname or os.uname().nodename)
         network.take_numbers(member, self._session)
         taken = sum(called in other.members for other in self.by_name.values())
-        member.interface, member.index = f"eth{taken}", _FIRST_INTERFACE + taken
+        member.interface, member.index = f"eth{taken}", FIRST_INTERFACE + taken
         namespace = self.containers.server.doors.open_namespace(box.pid, "net")
         try:
             network.plug(member, self.elsewhere, namespace)
@@ -330,6 +163,10 @@ class Networks:
             os.close(namespace)
         network.members[called] = member
         self._tell([network])
+        if not network.internal:
+            from pytest_nsbox.warden import outside
+
+            _write(box, "resolv.conf", outside.resolv_conf(network))
 
     def leave(self, box: Box) -> None:
         """A box has ended; its interfaces go with it."""
@@ -367,7 +204,7 @@ class Networks:
                 own_names = tuple(dict.fromkeys((*own.names, own.title)))
                 rows[:0] = [(address, own_names) for address in own.addresses]
                 rows += [(a, m.names) for m in network.members.values() if m is not own for a in m.addresses]
-            _write_hosts(box, init_layer.hosts(addresses=rows))
+            _write(box, "hosts", init_layer.hosts(addresses=rows))
 
     # --- links that are cut
 
@@ -376,7 +213,7 @@ class Networks:
         network = self.find(name)
         member = network.member(called)
         assert network.link is not None
-        network.link.do([links.switch(f"port{member.port - _FIRST_PORT}", member.port, up=up)])
+        network.link.do([links.switch(f"port{member.port - FIRST_PORT}", member.port, up=up)])
 
     def set_path(self, name: str, first: str, second: str, *, there: bool) -> None:
         """Let two boxes reach each other, or not. Raises BoxFailed or KernelError."""
@@ -407,7 +244,6 @@ class Networks:
         for network in self.by_name.values():
             network.close()
         self.by_name.clear()
-        self.elsewhere.close()
 
 
 def _has_ipv6() -> bool:
@@ -422,12 +258,12 @@ def _has_ended(box: Box) -> bool:
     return box.released or box.reaped
 
 
-def _write_hosts(box: Box, text: str) -> None:
-    """Replace the box's /etc/hosts in one write: it must never be seen empty, or with half a line."""
-    if "hosts" not in box.tree.init_files:
+def _write(box: Box, name: str, text: str) -> None:
+    """Replace a file of the box's own in /etc in one write: it must never be seen empty, or with half a line."""
+    if name not in box.tree.init_files:
         return
     try:
-        fd = os.open(box.tree.init_file("hosts"), os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(box.tree.init_file(name), os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         # The box was removed.
         return

@@ -133,6 +133,16 @@ class Ports:
         finally:
             published.close()
 
+    def give_way(self, key: str, namespace: int, ways: dict[str, list[int]], servers: list[Address]) -> None:
+        """Have what leaves the network namespace `namespace` carried to where it wants to go from here, until `drop`.
+
+        ways     descriptors of transparent sockets of that namespace, which stay the caller's: "tcp" and "udp"; and of
+                 those where names are asked for, "tcp names" and "udp names", which goes to `servers`
+        """
+        for kind, fds in ways.items():
+            if fds and not self._tell(("way", key, kind, servers), [namespace, *fds]):
+                raise BoxFailed("the process that carries what leaves networks is gone")
+
     def drop(self, key: str) -> None:
         """Give up the ports of `key`."""
         if self._control is not None:

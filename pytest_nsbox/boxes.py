@@ -163,6 +163,7 @@ class Boxes:
     def _answer_about_image(self, attempt: Attempt, what: list[Any]) -> dict[str, Any]:
         from pytest_nsbox.warden import roots
 
+        _require_nsbox(attempt.item)
         if what[0] != "commit":
             return roots.tell(*what)
         from pytest_nsbox.warden.engine import Engine
@@ -176,10 +177,7 @@ class Boxes:
 
     def connect(self, attempt: Attempt) -> socket:
         """A connection to the warden for a test that asked for the means to start containers."""
-        if not {"nsbox", "nsbox_session"} & set(getattr(attempt.item, "fixturenames", ())):
-            raise BoxFailed(
-                "a test in a box can start containers only where it, or a fixture, has nsbox as an argument"
-            )
+        _require_nsbox(attempt.item)
         return self.warden.connect()
 
     def coverage(self, data: Data) -> None:
@@ -283,9 +281,14 @@ class Boxes:
                 released = error
             self._released[id(attempt)] = released
             # Now and not sooner: the warden answers in turn, and a test's report waits for it.
-            if self._next is not None and not self._goes_on():
-                self.warden.prefetch(self._next)
+            self.make_next(always=True)
         return released
+
+
+def _require_nsbox(item: pytest.Item) -> None:
+    """Refuse what only containers need to tests that have not said that they start any."""
+    if not {"nsbox", "nsbox_session"} & set(getattr(item, "fixturenames", ())):
+        raise BoxFailed("a test in a box can start containers only where it, or a fixture, has nsbox as an argument")
 
 
 def artifacts_path(nodeid: str) -> str:

@@ -382,8 +382,12 @@ class Child:
 
 def plain_attributes(item: pytest.Item) -> list[tuple[str, Any]]:
     """What hooks of others have put on an item and the other process can be told."""
-    found = item.__dict__.items()
-    return [(name, value) for name, value in found if name not in _PYTEST_ATTRIBUTES and is_plain(value)]
+    return [(name, value) for name, value in item.__dict__.items() if is_others(item, name) and is_plain(value)]
+
+
+def is_others(item: pytest.Item, name: str) -> bool:
+    """Say if an attribute of an item is neither pytest's nor its class's, which decide what the item is and may do."""
+    return name not in _PYTEST_ATTRIBUTES and not hasattr(type(item), name)
 
 
 def _copy(value: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_nsbox import internals, output, reporting
 from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
+from pytest_nsbox.child import is_others
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.real import os
 from pytest_nsbox.relay import (
@@ -203,7 +204,8 @@ class Follower:
         for data in frame.get("warnings", ()):
             internals.replay_warning(warning_from_data(data))
         for name, value in frame.get("attributes", {}).items():
-            setattr(item, name, value)
+            if is_others(item, name):  # the test's bytes: they may be anything
+                setattr(item, name, value)
         for name, value in frame.get("testsuite_properties", ()):
             internals.testsuite_properties(self.config).append((name, value))
         if "failed_subtests" in frame:

@@ -37,7 +37,6 @@ from pytest_nsbox.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import NoReturn
 
     from pluggy import HookCaller
 

@@ -111,12 +111,24 @@ def test_a_test_that_dies_takes_its_containers_along(pytester: pytest.Pytester):
 def test_only_a_test_that_names_the_fixture_can_start_containers(pytester: pytest.Pytester):
     pytester.makepyfile(
         """
+        import pytest
+        from pytest_nsbox import BoxFailed, child
+
         def test_asks(request):
             request.getfixturevalue("nsbox").run(["true"])
+
+        def test_talks_to_pytest_itself():
+            test = child.current
+            test.channel.send("ask", what="usage", attributes={"fixturenames": ["nsbox"], "getparent": None})
+            test.channel.receive()
+            with pytest.raises(BoxFailed, match="only where it, or a fixture, has nsbox"):
+                test.connect()
+            with pytest.raises(RuntimeError, match="only where it, or a fixture, has nsbox"):
+                test.ask(["add", "/", "/etc", "kept-outside"])
         """
     )
     result = pytester.runpytest_subprocess("--sandbox-all")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*BoxFailed: a test in a box can start containers only where it, or a fixture, has*"])
 
 

@@ -12,11 +12,13 @@ pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 LIFE = """
     import pytest
 
+    @pytest.mark.sandbox(pids=500)
     def test_runs(nsbox):
         assert nsbox.run(["sh", "-c", "cat; echo out"], input="in ").stdout == "in out\\n"
         with nsbox.start(["sleep", "60"], name="web") as box:
             assert box.exec(["hostname"], check=True).stdout
             assert box.status == "running"
+            assert box.inspect()["Limits"] == {}
         assert nsbox.run(["sh", "-c", "exit 3"]).returncode == 3
 
     @pytest.fixture(scope="session")
@@ -34,10 +36,10 @@ LIFE = """
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--sandbox-all",)], ids=["unboxed", "boxed"])
+@pytest.mark.parametrize("options", [("--sandbox-off",), ("--sandbox-all",)], ids=["unboxed", "boxed"])
 def test_containers_from_a_test(pytester: pytest.Pytester, options: tuple[str, ...]):
     pytester.makepyfile(LIFE)
-    result = pytester.runpytest_subprocess("-rP", "-v", *options)
+    result = pytester.runpytest_subprocess("-rP", "-v", "--sandbox-set=mem=1G", *options)
     result.assert_outcomes(passed=3)
     result.stdout.no_fnmatch_line("*opened a connection*")
     pid = next(line.split()[1] for line in result.outlines if line.startswith("PID "))

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_nsbox import reporting, results
 from pytest_nsbox.coverage_data import Data, Gathered
-from pytest_nsbox.policy import outcome, usage
+from pytest_nsbox.policy import hostmounts, outcome, usage
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError, SandboxTimeout
 from pytest_nsbox.policy.units import format_seconds
 from pytest_nsbox.real import os, read_text
@@ -313,24 +313,11 @@ def inspect(attempt: Attempt) -> dict[str, Any]:
         "State": "running",
         "Pid": attempt.pid,
         "Namespaces": {kind: os.readlink(f"{process}/ns/{kind}") for kind in os.listdir(f"{process}/ns")},
-        "Mounts": [_mount(line) for line in _lines(f"{process}/mountinfo")],
+        **hostmounts.inspected(read_text(f"{process}/mountinfo"), read_text(f"{process}/cgroup")),
         "Networks": {attempt.spec.net: {}},
-        "Cgroup": {line.split(":", 2)[1]: line.split(":", 2)[2] for line in _lines(f"{process}/cgroup")},
         "Limits": attempt.spec.shown(),
         "Image": attempt.spec.rootfs,
     }
-
-
-def _lines(path: str) -> list[str]:
-    return read_text(path).splitlines()
-
-
-def _mount(line: str) -> dict[str, str]:
-    """One line of mountinfo (proc(5))."""
-    fields, _, filesystem = line.partition(" - ")
-    kind, source, _ = filesystem.split(" ", 2)
-    _, _, _, _, target, options, *_ = fields.split(" ")
-    return {"Type": kind, "Source": source, "Destination": target, "Options": options}
 
 
 def trim_stacks(text: str) -> str:

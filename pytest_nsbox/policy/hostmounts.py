@@ -82,6 +82,18 @@ def parse_mountinfo(text: str) -> tuple[Mounted, ...]:
     return tuple(found)
 
 
+def inspected(mountinfo: str, cgroup: str) -> dict[str, object]:
+    """Return ``Mounts`` and ``Cgroup`` of `inspect`, from a process' mountinfo and cgroup files (proc(5))."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        head, _, tail = line.partition(" - ")
+        kind, source, _ = tail.split(" ", 2)
+        _, _, _, _, target, options, *_ = head.split(" ")
+        mounts.append({"Type": kind, "Source": _unescape(source), "Destination": _unescape(target), "Options": options})
+    groups = {controllers: path for _, controllers, path in (line.split(":", 2) for line in cgroup.splitlines())}
+    return {"Mounts": mounts, "Cgroup": groups}
+
+
 def visible(mounts: tuple[Mounted, ...]) -> tuple[Mounted, ...]:
     """Leave out the mounts that a later mount, on the same place or above it, hides from path lookups."""
     children: dict[int, list[Mounted]] = {}

@@ -12,6 +12,8 @@ import time
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.signals import signal
+from pytest_nsbox.policy.hostmounts import inspected
+from pytest_nsbox.real import read_text
 from pytest_nsbox.warden.output import STDERR, STDOUT, Output, read_pipe
 
 TYPE_CHECKING = False
@@ -170,22 +172,8 @@ def _seen_in_proc(pid: int) -> dict[str, Any]:
     directory = f"/proc/{pid}"
     try:
         namespaces = {kind: os.readlink(f"{directory}/ns/{kind}") for kind in os.listdir(f"{directory}/ns")}
-        mounts = [_mount(line) for line in _lines(f"{directory}/mountinfo")]
-        groups = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in _lines(f"{directory}/cgroup")}
+        seen = inspected(read_text(f"{directory}/mountinfo"), read_text(f"{directory}/cgroup"))
     except OSError:
         # It has ended.
-        return {"Namespaces": {}, "Mounts": [], "Cgroup": {}}
-    return {"Namespaces": namespaces, "Mounts": mounts, "Cgroup": groups}
-
-
-def _lines(path: str) -> list[str]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().splitlines()
-
-
-def _mount(line: str) -> dict[str, str]:
-    """One line of mountinfo (proc(5))."""
-    fields, _, filesystem = line.partition(" - ")
-    kind, source, _ = filesystem.split(" ", 2)
-    _, _, _, _, target, options, *_ = fields.split(" ")
-    return {"Type": kind, "Source": source, "Destination": target, "Options": options}
+        namespaces, seen = {}, inspected("", "")
+    return {"Namespaces": namespaces, **seen}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_nsbox.policy.hostmounts import Mounted, is_within, parse_mountinfo, visible
+from pytest_nsbox.policy.hostmounts import Mounted, inspected, is_within, parse_mountinfo, visible
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -50,3 +50,11 @@ def test_a_root_that_covers_another_is_the_one_that_is_seen() -> None:
 )
 def test_paths_lie_within_directories(path: str, directory: str, within: bool) -> None:
     assert is_within(path, directory) is within
+
+
+def test_inspect_shows_places_as_they_are_called() -> None:
+    mountinfo = r"36 35 98:0 / /mnt\040a rw,noatime shared:1 - ext4 /dev/disk\040b rw,errors=continue" + "\n"
+    assert inspected(mountinfo, "4:memory:/a\n0::/b:c\n") == {
+        "Mounts": [{"Type": "ext4", "Source": "/dev/disk b", "Destination": "/mnt a", "Options": "rw,noatime"}],
+        "Cgroup": {"memory": "/a", "": "/b:c"},
+    }

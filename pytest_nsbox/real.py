@@ -24,8 +24,8 @@ else:
 del _os
 
 
-def read_text(path: str) -> str:
-    """A file's text. Not by ``open`` or ``os.fdopen``, which a suite replaces: pyfakefs knows no real descriptors."""
+def read_bytes(path: str) -> bytes:
+    """A file's bytes. Not by ``open`` or ``os.fdopen``, which a suite replaces: pyfakefs knows no real descriptors."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
@@ -33,4 +33,17 @@ def read_text(path: str) -> str:
             parts.append(part)
     finally:
         os.close(fd)
-    return b"".join(parts).decode("utf-8", "surrogateescape")
+    return b"".join(parts)
+
+
+def read_text(path: str) -> str:
+    """A file's text."""
+    return read_bytes(path).decode("utf-8", "surrogateescape")
+
+
+def text_of(path: str) -> str:
+    """A file's text, "" if it cannot be read."""
+    try:
+        return read_text(path)
+    except OSError:
+        return ""

@@ -111,11 +111,16 @@ _MEMORY_KEYS = {
 
 def memory_use(version: int, used: str, stat: str, swap: str = "") -> MemoryUse:
     """The memory of a box, from the texts of MEMORY_FILES; what a text lacks is 0."""
-    table = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
+    table = _table(stat)
     found = {name: int(table[key]) for name, key in _MEMORY_KEYS[version].items() if key in table}
     if swap.strip():
         found["swap"] = int(swap)
     return MemoryUse(used=int(used or 0), **found)
+
+
+def _table(text: str) -> dict[str, str]:
+    """Of a text of lines `name number`."""
+    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
 
 
 @record
@@ -133,7 +138,7 @@ def cpu_use(version: int, text: str) -> CpuUse:
         rows = [line.split() for line in text.splitlines()[1:]]
         per_cpu = tuple((int(user), int(system)) for _, user, system in rows)
         return CpuUse(sum(user for user, _ in per_cpu), sum(system for _, system in per_cpu), per_cpu)
-    table = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+    table = _table(text)
     return CpuUse(int(table.get("user_usec", 0)) * 1000, int(table.get("system_usec", 0)) * 1000)
 
 

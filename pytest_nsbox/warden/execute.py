@@ -16,7 +16,9 @@ from pytest_nsbox.policy.confinement import confine
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import keyword_record
 from pytest_nsbox.policy.users import find_user
+from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import ulimits
+from pytest_nsbox.warden.attaching import attach
 from pytest_nsbox.warden.confine import Confiner
 
 TYPE_CHECKING = False
@@ -168,7 +170,7 @@ def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
-    _attach(box, spec, screens)
+    attach(box.name, screens, box.node.attach, spec, rootless=box.tree.plan.ids is not None)
     ulimits.raise_hard(spec)
     if box.namespaces & namespaces.NEWUSER:
         process.leave_session_keyring()
@@ -184,30 +186,13 @@ def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
         viewed.settle(box.view.cpus, box.view.theirs)
 
 
-def _attach(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
-    # Before Linux 6.2 a cpuset, whatever is in it, makes an end of the CPUs that the user chose (taskset).
-    cpus = os.sched_getaffinity(0) if screens and spec.cpuset is None else None
-    for fd in (*screens, *box.node.attach):
-        try:
-            os.write(fd, b"0")
-        except OSError as error:
-            # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2.
-            # An ordinary user's stays where the group above both is not the user's.
-            denied = error.errno == errno.EACCES and box.tree.plan.ids is not None
-            if fd not in screens or not (denied or error.errno in (errno.EINVAL, errno.EOPNOTSUPP)):
-                raise KernelError("attach", f"cgroup of {box.name}", error.errno or 0) from None
-    if cpus is not None and os.sched_getaffinity(0) != cpus:
-        os.sched_setaffinity(0, cpus)
-
-
 def _take_streams(fds: tuple[int, int, int, int]) -> None:
     """Make the standard streams 0, 1 and 2, the pipe for failures 3, and close everything else."""
     stdin, stdout, stderr, failure = fds
     if stdin < 0:
         stdin = os.open("/dev/null", os.O_RDONLY)
     # What is to be copied may lie where something else is copied to.
-    high = [os.dup(fd) if fd < 4 else fd for fd in (stdin, stdout, stderr, failure)]
-    high = [fd if fd >= 4 else _above(fd) for fd in high]
+    high = [fd if fd >= 4 else _above(fd) for fd in (stdin, stdout, stderr, failure)]
     for number, fd in enumerate(high):
         os.dup2(fd, number, inheritable=number < 3)
     process.close_all_but((0, 1, 2, 3))
@@ -224,7 +209,7 @@ def _execute(
 ) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
     ulimits.set_all(program.spec)
-    user = find_user(program.user or "0", _text_of("/etc/passwd"), _text_of("/etc/group"))
+    user = find_user(program.user or "0", text_of("/etc/passwd"), text_of("/etc/group"))
     if confiner is not None:
         confiner.before_user()
     if ids is not None:
@@ -264,11 +249,3 @@ def failure(report: bytes) -> BoxFailed | KernelError | None:
         return None
     call, target, number = marshal.loads(report)
     return KernelError(call, target, number) if call else BoxFailed(target)
-
-
-def _text_of(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

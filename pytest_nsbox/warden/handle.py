@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.record import record
 from pytest_nsbox.policy.users import find_user
-from pytest_nsbox.real import os
+from pytest_nsbox.real import os, text_of
 from pytest_nsbox.warden import messages as m
 from pytest_nsbox.warden import ulimits
+from pytest_nsbox.warden.attaching import attach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,12 +112,7 @@ class Box:
 
             confinement = confine(self.spec, container=False)
             self._confiner = None if confinement is None else Confiner(confinement)
-        self._go_behind_screens()
-        for fd in self.attach:
-            try:
-                os.write(fd, b"0")
-            except OSError as error:
-                raise KernelError("attach", f"cgroup of {self.name}", error.errno or 0) from None
+        attach(self.name, self._warden.screens, self.attach, self.spec, rootless=self._ids is not None)
         ulimits.raise_hard(self.spec)
         if self._namespaces & namespaces.NEWUSER:
             # As the host's root still, whose quota of keys is large.
@@ -144,22 +138,6 @@ class Box:
         self._close_fds()
         self._warden.close_in_child()
 
-    def _go_behind_screens(self) -> None:
-        screens = self._warden.screens
-        # Before Linux 6.2 a cpuset, whatever is in it, makes an end of the CPUs that the user chose (taskset).
-        cpus = os.sched_getaffinity(0) if screens and self.spec.cpuset is None else None
-        for fd in screens:
-            try:
-                os.write(fd, b"0")
-            except OSError as error:
-                # A process with real-time priority stays where it is in `cpu`, one of a threaded group on v2; an
-                # ordinary user's where the group above both is not the user's.
-                denied = error.errno == errno.EACCES and self._ids is not None
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP) and not denied:
-                    raise KernelError("attach", "the session's cgroups", error.errno or 0) from None
-        if cpus is not None and os.sched_getaffinity(0) != cpus:
-            os.sched_setaffinity(0, cpus)
-
     def apply_limits(self) -> None:
         """In the child, in the box: ulimits, working directory, user. Raises KernelError or BoxFailed."""
         ulimits.set_all(self.spec)
@@ -167,7 +145,7 @@ class Box:
         if self._confiner is not None:
             self._confiner.before_user()
         if self.spec.user is not None and self._ids is None:
-            user = find_user(self.spec.user, _text_of("/etc/passwd"), _text_of("/etc/group"))
+            user = find_user(self.spec.user, text_of("/etc/passwd"), text_of("/etc/group"))
             process.become(user.uid, user.gid, user.groups)
             process.set_dumpable(dumpable=True)
         if self._confiner is not None:
@@ -260,11 +238,3 @@ def _working_directory() -> str | None:
     except OSError:
         # Removed under us.
         return None
-
-
-def _text_of(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

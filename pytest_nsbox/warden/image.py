@@ -17,6 +17,7 @@ from pytest_nsbox.policy import init_layer
 from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.image import ImageFacts, ImageRoot
+from pytest_nsbox.real import text_of
 from pytest_nsbox.warden.directory import IMAGE_LAYERS, IMAGE_VIEWS
 from pytest_nsbox.warden.points import make_mount_point
 
@@ -73,9 +74,9 @@ class Images:
                     passwd=_text_in(view, "etc/passwd"),
                     group=_text_in(view, "etc/group"),
                     missing=tuple(pair for path in root.files for pair in _missing(view, path)),
-                    hosts=_text("/etc/hosts") or init_layer.hosts(),
+                    hosts=text_of("/etc/hosts") or init_layer.hosts(),
                     hostname=os.uname().nodename,
-                    resolv_conf=_text("/etc/resolv.conf"),
+                    resolv_conf=text_of("/etc/resolv.conf"),
                 )
             finally:
                 os.close(view)
@@ -216,14 +217,6 @@ def _text_in(view: int, path: str) -> str:
             return file.read(_LARGEST_TABLE)
         except OSError:
             return ""
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _release() -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import os
 from pytest_nsbox.kernel import namespaces
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.subids import find_range, name_of, place_range
+from pytest_nsbox.real import text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def find_places() -> tuple[str, str]:
     except OSError:
         # Removed under us.
         here = ""
-    rows = (line.split(":") for line in _text_of("/etc/passwd").splitlines())
+    rows = (line.split(":") for line in text_of("/etc/passwd").splitlines())
     home = next((row[5] for row in rows if len(row) > 5 and row[2] == str(os.geteuid())), "")
     return here, os.path.realpath(home) if home and os.path.isdir(home) else ""
 
@@ -66,11 +67,11 @@ def enter(doors: Doors) -> None:
 
 def _commands(uid: int, gid: int) -> list[list[str]]:
     """Return the command lines that give this process its ranges of ids; none if it has none."""
-    name = name_of(uid, _text_of("/etc/passwd"))
+    name = name_of(uid, text_of("/etc/passwd"))
     commands = []
     for tool, file, own in zip(_TOOLS, ("/etc/subuid", "/etc/subgid"), (uid, gid), strict=True):
         path = next((f"{place}/{tool}" for place in _PATH.split(":") if os.access(f"{place}/{tool}", os.X_OK)), None)
-        found = find_range(_text_of(file), name, uid)
+        found = find_range(text_of(file), name, uid)
         if path is None or found is None:
             return []
         commands.append([path, str(os.getpid()), *place_range(own, *found)])
@@ -92,11 +93,3 @@ def _start_helper(commands: list[list[str]]) -> tuple[int, int]:
             os._exit(0)
     os.close(reader)
     return pid, writer
-
-
-def _text_of(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -28,6 +28,7 @@ from pytest_nsbox.kernel.mount import NODEV, read_mounts
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.hostmounts import parse_mountinfo, visible
 from pytest_nsbox.policy.plan import Bind, HostFacts, Plan
+from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import directory
 from pytest_nsbox.warden.host import Host
 from pytest_nsbox.warden.ids import SHIFTED_ROOT, UserNamespaces, box_maps, find_mode
@@ -114,8 +115,8 @@ class Session:
             mode=self.mode,
             mounts=self.host.mounts,
             time_ns=os.path.exists("/proc/self/ns/time"),
-            passwd=_read("/etc/passwd"),
-            group=_read("/etc/group"),
+            passwd=text_of("/etc/passwd"),
+            group=text_of("/etc/group"),
             ids=(os.geteuid(), os.getegid()),
             tty_group=self.mode == "shifted" or namespaces.is_mapped(_TTY, "gid_map"),
         )
@@ -338,11 +339,3 @@ class Session:
             if name and name not in self.view_names:
                 self.doors.make_directory(f"base/fs/cgroup/{name}")
                 self.view_names.add(name)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

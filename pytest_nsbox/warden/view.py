@@ -30,6 +30,7 @@ from pytest_nsbox.policy import cpus, proc_files, proc_use
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.proc_vmstat import Vmstat
 from pytest_nsbox.policy.sysinfo import SysInfo
+from pytest_nsbox.real import text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _File:
         self.write(text)
 
     def write(self, text: str) -> None:
-        data = text.encode()
+        data = text.encode("utf-8", "surrogateescape")
         if data == self._last:
             return
         os.pwrite(self._fd, data, 0)
@@ -285,7 +286,7 @@ class View:
         states = []
         last = self._tasks.last_pid
         for thread in threads[:_MOST_TASKS]:
-            state, pid = proc_use.read_task(read(f"/proc/{thread}/status"))
+            state, pid = proc_use.read_task(text_of(f"/proc/{thread}/status"))
             states.append(state)
             last = max(last, pid)
         scale = max(1.0, len(threads) / _MOST_TASKS)
@@ -310,7 +311,7 @@ class View:
         procs = int(self._read(proc_use.TASKS_FILE) or 0) + 1
         loads = self._load.shifted()
         if self._meminfo is None:
-            host = proc_files.meminfo_bytes(read("/proc/meminfo"))
+            host = proc_files.meminfo_bytes(text_of("/proc/meminfo"))
             keys = ("MemTotal", "MemFree", "Shmem", "Buffers", "SwapTotal", "SwapFree")
             ram, free, shared, buffers, swap, swap_free = (host.get(key, 0) for key in keys)
             return SysInfo(-int(-uptime // 1), loads, ram, free, shared, buffers, swap, swap_free, procs)
@@ -341,20 +342,3 @@ class View:
             os.close(self._directory)
             self._directory = -1
             os.rmdir(self._name, dir_fd=self._views.root)
-
-
-def read(path: str) -> str:
-    """Return the text of a file, or nothing if it cannot be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        parts = []
-        while part := os.read(fd, 1 << 16):
-            parts.append(part)
-        return b"".join(parts).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)

@@ -13,7 +13,8 @@ from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.policy import cpus
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.units import parse_cpuset
-from pytest_nsbox.warden.view import DEVICES, DIRECTORY, EMPTY, TICK, View, read
+from pytest_nsbox.real import text_of
+from pytest_nsbox.warden.view import DEVICES, DIRECTORY, EMPTY, TICK, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Views:
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             place = f"{directory}/{name}/cpulist"
             if name.removeprefix("node").isdigit() and os.path.exists(place):
-                text = read(place).strip()
+                text = text_of(place).strip()
                 found.append((f"{directory}/{name}", parse_cpuset(text) if text else ()))
         return found
 
@@ -89,7 +90,7 @@ class Views:
         now = time.monotonic()
         read_at, text = self._texts.get(path, (0.0, ""))
         if not text or now - read_at > TICK:
-            text = read(path)
+            text = text_of(path)
             self._texts[path] = (now, text)
         return text
 

@@ -56,6 +56,14 @@ class Shelf:
     def names(self) -> dict[str, str]:
         return read_json(f"{self.path}/names")
 
+    def state(self) -> tuple[int, int]:
+        """Return numbers that change when an image is named, or taken away."""
+        try:
+            at = os.stat(f"{self.path}/names")
+        except FileNotFoundError:
+            return 0, 0
+        return at.st_ino, at.st_mtime_ns
+
     def load(self, value: str) -> Image | None:
         """Return the image of the id `value` (hex), or None if it is not kept, or not completely."""
         try:

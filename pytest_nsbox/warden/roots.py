@@ -25,9 +25,28 @@ def resolve(spec: Spec, rootdir: str) -> tuple[Spec, tuple[object, ...]]:
     interpreter. Raises BoxFailed.
     """
     assert spec.rootfs is not None
-    image = Store().find(spec.rootfs, rootdir)
+    image = _find(spec.rootfs, rootdir)
     needed = interpreter.needed(rootdir)
     return image.config.applied(spec), image.for_box(needed.directories, needed.files)
+
+
+# By store and name: what the store's names were when the image was found.
+_named: dict[tuple[str, str], tuple[tuple[int, int], Image]] = {}
+
+
+def _find(wanted: str, rootdir: str) -> Image:
+    """Return the image `wanted`; a name is looked up once as long as nobody changes the store, for each test asks."""
+    store = Store()
+    if wanted.startswith(("/", ".")):
+        return store.find(wanted, rootdir)
+    key, now = (store.path, wanted), store.state()
+    before, image = _named.get(key, (None, None))
+    if image is None or before != now:
+        image = store.named(wanted)
+        if image is None:
+            return store.find(wanted, rootdir)
+        _named[key] = now, image
+    return image
 
 
 def tell(do: str, rootdir: str, wanted: str, name: str | None = None) -> dict[str, Any]:

@@ -21,6 +21,8 @@ import pytest
 from pytest_nsbox.images.store import Store, default_path
 from pytest_nsbox.policy.errors import ImageError
 from pytest_nsbox.policy.image import ImageConfig
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden import roots
 from tests.images import archives as a
 from tests.images.archives import directory, entry, hardlink, symlink, tar
 
@@ -305,3 +307,21 @@ def test_the_store_lies_in_the_users_cache(monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", unset)
         monkeypatch.setenv("HOME", "/home/me")
         assert default_path() == "/home/me/.cache/pytest-nsbox"
+
+
+def test_a_root_is_looked_up_again_when_the_store_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+
+    def layers(rootfs: str) -> object:
+        return roots.resolve(Spec(rootfs=rootfs), str(tmp_path))[1][0]
+
+    one, two = (Store().add(str(tmp_path / name), name).layers for name in ("one", "two"))
+    assert layers("one") == layers("one") == one
+    Store().add(str(tmp_path / "two"), "one")
+    assert layers("one") == two
+    assert layers("./one") == (str(tmp_path / "one"),)
+    Store().remove("one")
+    assert layers("one") == (str(tmp_path / "one"),)

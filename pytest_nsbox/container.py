@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pytest_nsbox.fixtures import Change
 from pytest_nsbox.leavings import Input, Result, decoded, raise_unless_zero, result, told_apart, usage
 from pytest_nsbox.policy.errors import BoxFailed
-from pytest_nsbox.policy.image import ImageConfig
+from pytest_nsbox.policy.image import DEFAULT_PATH, ImageConfig
 from pytest_nsbox.policy.record import record
 from pytest_nsbox.real import os
 from pytest_nsbox.warden.engine import Late, together
@@ -53,9 +53,6 @@ class Origin:
             }
         except KeyError:
             raise BoxFailed(f"the image's config has StopSignal {name!r}: the name of a signal is expected") from None
-
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Box:
@@ -273,5 +270,5 @@ def arguments(argv: Sequence[str | Path], image: Image | None = None) -> list[st
 
 def environment(given: Mapping[str, str | None]) -> dict[str, str]:
     """The whole environment of a program: as in Docker nothing is inherited, but the way to the host's programs."""
-    found = {"PATH": os.environ.get("PATH", _PATH), **given}
+    found = {"PATH": os.environ.get("PATH", DEFAULT_PATH), **given}
     return {name: value for name, value in found.items() if value is not None}

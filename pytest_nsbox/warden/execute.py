@@ -14,6 +14,7 @@ from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.confinement import confine
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.image import DEFAULT_PATH
 from pytest_nsbox.policy.record import keyword_record
 from pytest_nsbox.policy.users import find_user
 from pytest_nsbox.real import text_of
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 # What Python itself ignores, and what the warden does, is inherited by programs.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @keyword_record

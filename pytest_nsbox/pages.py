@@ -8,6 +8,7 @@ the fork: half the price of a fault, and none on pytest's side. Nothing but the 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from typing import Final
 
@@ -49,11 +50,10 @@ class Pages:
 
     def _pin(self, pages: list[int]) -> None:
         self.close()
-        anonymous = _only_in(pages, anonymous_mappings(read_proc("/proc/self/maps")))
         # Linux before 6.5 does not pin private pages of files (a library's variables).
-        for chosen in (pages, anonymous):
+        for choose in (list, _in_anonymous_mappings):
             with contextlib.suppress(KernelError):
-                self._pins = Pins(as_ranges(chosen))
+                self._pins = Pins(as_ranges(choose(pages)))
                 return
         self._works = False
 
@@ -64,9 +64,15 @@ class Pages:
             self._pins = None
 
 
-def _only_in(pages: list[int], mappings: list[tuple[int, int]]) -> list[int]:
-    numbers = set(pages)
-    return sorted(page for start, end in mappings for page in numbers.intersection(range(start // PAGE, end // PAGE)))
+def _in_anonymous_mappings(pages: list[int]) -> list[int]:
+    mappings = sorted(anonymous_mappings(read_proc("/proc/self/maps")))
+    starts = [start for start, _ in mappings]
+    found = []
+    for page in pages:  # and not by mapping: one may be of terabytes that nobody uses
+        number = bisect.bisect_right(starts, page * PAGE) - 1
+        if number >= 0 and page * PAGE < mappings[number][1]:
+            found.append(page)
+    return found
 
 
 def written() -> list[int]:

@@ -98,6 +98,6 @@ def _call(function: Callable[[Value], object], value: Value) -> Step:
     """A callable fails by returning False or by what a test fails by."""
     try:
         said = function(value)
-    except (SandboxError, BoxFailed, AssertionError, OSError, MemoryError) as error:
+    except (SandboxError, AssertionError, OSError, MemoryError) as error:
         return Step(value, succeeded=False, error=error)
     return Step(value, succeeded=said is not False)

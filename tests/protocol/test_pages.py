@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from pytest_nsbox import pages
@@ -80,3 +82,21 @@ def test_a_process_that_cannot_look_into_itself_tells_nothing(monkeypatch: pytes
 
     monkeypatch.setattr(pages, "written_since_fork", refuse)
     assert pages.written() == []
+
+
+def test_an_older_kernel_is_given_anonymous_pages_however_large_their_mappings_are(monkeypatch: pytest.MonkeyPatch):
+    given: list[list[tuple[int, int]]] = []
+
+    def refuse_once(ranges: list[tuple[int, int]]) -> object:
+        given.append(ranges)
+        if len(given) == 1:
+            raise KernelError("register", "", errno.EFAULT)
+        return object()
+
+    maps = f"{PAGE:x}-{3 * PAGE:x} rw-p 0 00:00 0\n{9 * PAGE:x}-{1 << 46:x} rw-p 0 00:00 0 \n0-1000 r--p 0 08:01 7 /a\n"
+    monkeypatch.setattr(pages, "Pins", refuse_once)
+    monkeypatch.setattr(pages, "read_proc", lambda _path: maps)
+    found = pages.Pages()
+    for _ in range(2):
+        found.learn([2, 5, 12])
+    assert given == [[(2 * PAGE, PAGE), (5 * PAGE, PAGE), (12 * PAGE, PAGE)], [(2 * PAGE, PAGE), (12 * PAGE, PAGE)]]

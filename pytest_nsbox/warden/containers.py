@@ -182,6 +182,11 @@ class Containers:
         other = self.by_name.get(container.joined)
         if other is None or other.box is None or other.status not in ("running", "paused"):
             raise BoxFailed(f"net: the box {container.joined!r} is not running: it has no network to share")
+        if other.box.tree.plan.ids is not None:
+            raise BoxFailed(
+                f"net: the box {container.joined!r} is an ordinary user's, whose network no other can share: start "
+                "both in a network (nsbox.network)"
+            )
         doors = self.server.doors
         home = doors.open_namespace("self", "net")
         try:

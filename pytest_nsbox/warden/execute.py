@@ -24,6 +24,7 @@ from pytest_nsbox.warden.confine import Confiner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from pytest_nsbox.policy.confinement import Confinement
@@ -114,6 +115,10 @@ class Spawner:
         if program.terminal:
             from pytest_nsbox.warden import pseudoterminal  # noqa: F401
         confiner = self._confiner(program.spec)
+        if box.tree.plan.ids is not None:
+            return _spawn_from_within(
+                box, streams, lambda: self._run(box, program, streams.theirs(), screens, confiner)
+            )
         self._doors.setns(box.pidfd, namespaces.NEWPID)
         try:
             pid, pidfd = self._doors.clone3(0)
@@ -164,6 +169,26 @@ class Spawner:
     def close(self) -> None:
         """Let go of the descriptors."""
         os.close(self._home)
+
+
+def _spawn_from_within(box: Box, streams: Streams, run: Callable[[], NoReturn]) -> tuple[int, int]:
+    """`Spawner.spawn` for an ordinary user's warden, which has no rights in the pid namespace that it came from:
+    nothing could bring it back there.
+    """
+    from pytest_nsbox.warden.second_fork import SecondFork
+
+    second = SecondFork(box.pidfd, namespaces.NEWPID)
+    first = os.fork()
+    if first == 0:
+        try:
+            failure = second.in_child()
+            if failure is None:
+                run()
+            os.write(streams.theirs()[3], marshal.dumps((failure.call, failure.target[:1000], failure.errno)))
+        finally:
+            os._exit(127)
+    pid = second.in_parent(first)
+    return pid, process.open_pidfd(pid)
 
 
 def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:

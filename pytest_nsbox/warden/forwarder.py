@@ -163,6 +163,8 @@ def open_here(address: str, kind: int) -> socket:
 class Listener:
     """A port for connections."""
 
+    patience = _PATIENCE
+
     def __init__(self, loop: Forwarder, sock: socket, namespace: Namespace, targets: list[Address]) -> None:
         self.loop = loop
         self.namespace = namespace
@@ -171,7 +173,7 @@ class Listener:
         self._live: set[Dial | Pair] = set()
         self.closed = False
         # Until then a connection waits for the server.
-        self.patient = time.monotonic() + _PATIENCE
+        self.patient = time.monotonic() + self.patience
         self._accept_more()
 
     def _accept_more(self) -> None:

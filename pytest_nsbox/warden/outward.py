@@ -20,7 +20,9 @@ OPTIONS = {AF_INET: (0, 19, 20), AF_INET6: (41, 75, 74)}
 
 
 class Out(Listener):
-    """Connections to anywhere: they go where they wanted to go."""
+    """Connections to anywhere: they go where they wanted to go, and wait for nobody."""
+
+    patience = 0.0
 
     def lead(self, near: socket) -> list[Address]:
         """See Listener."""
@@ -33,6 +35,8 @@ class Out(Listener):
 
 class Names(Listener):
     """Connections to the name server that boxes know: they go to the host's."""
+
+    patience = 0.0
 
     def open(self, address: str) -> socket:
         """See Listener."""

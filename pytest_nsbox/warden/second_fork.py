@@ -15,10 +15,14 @@ from pytest_nsbox.real import os
 
 
 class SecondFork:
-    """Made before the fork; `in_child` then is called in its child, and `in_parent` in us."""
+    """Made before the fork; `in_child` then is called in its child, and `in_parent` in us.
 
-    def __init__(self, pidfd: int) -> None:
+    flags  the namespaces of the box that the second child is in: who has rights over them needs no user namespace
+    """
+
+    def __init__(self, pidfd: int, flags: int = namespaces.NEWUSER | namespaces.NEWPID) -> None:
         self._pidfd = pidfd
+        self._flags = flags
         self._reader, self._writer = os.pipe()
 
     def in_child(self) -> KernelError | None:
@@ -26,7 +30,7 @@ class SecondFork:
         os.close(self._reader)
         failure = None
         try:
-            namespaces.setns(self._pidfd, namespaces.NEWUSER | namespaces.NEWPID)
+            namespaces.setns(self._pidfd, self._flags)
             pid = process.fork_sibling()
         except KernelError as error:
             failure, pid = error, os.getpid()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import textwrap
 
 import pytest
+
+from tests.acceptance.test_rootless import as_user
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace", "bridge")
 
@@ -78,3 +82,61 @@ def test_what_is_no_name_is_told_at_collection(pytester: pytest.Pytester):
     result = pytester.runpytest_subprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*sandbox marker: net='a b': not a network's name (accepted: *the name of a network*"])
+
+
+ORDINARY = """
+    import socket, sys, time
+    import pytest
+    from pytest_nsbox import BoxFailed
+
+    SERVER = "\\n".join([
+        "import socket",
+        "server = socket.create_server(('', 7777))",
+        "print('up', flush=True)",
+        "while True:",
+        "    client, address = server.accept()",
+        "    client.sendall(address[0].encode())",
+        "    client.close()",
+    ])
+
+    def ask(host, port=7777):
+        with socket.create_connection((host, port), 5) as server:
+            return server.recv(100).decode()
+
+    @pytest.fixture(scope="session")
+    def web(nsbox_session):
+        lan = nsbox_session.network("lan", rate="80mbit")
+        box = nsbox_session.start([sys.executable, "-c", SERVER], name="web", net=lan, publish={7777: 0})
+        while "up" not in box.logs() and box.status == "running":
+            time.sleep(0.01)
+        return box
+
+    @pytest.mark.sandbox(net="lan")
+    def test_in_the_network(web):
+        assert ask(web.ip).startswith(web.ip.rpartition(".")[0])
+        assert ask("web")
+
+    def test_from_outside(web, nsbox):
+        assert ask("127.0.0.1", web.ports[7777])
+        lan = nsbox.network("lan")
+        with nsbox.start(["sleep", "60"], name="other", net=lan) as other:
+            assert "web" in other.exec(["cat", "/etc/hosts"], check=True).stdout
+            lan.cut(web, other)
+            lan.mend(web, other)
+            other.signal("KILL")
+            assert other.wait(5) == -9
+
+    def test_a_way_out_and_a_network_that_cannot_be_shared(nsbox):
+        assert nsbox.run(["true"], net=nsbox.network(internal=False)).returncode == 0
+        box = nsbox.start(["sleep", "60"], net=False)
+        with pytest.raises(BoxFailed, match="whose network no other can share: start both in a network"):
+            nsbox.run(["true"], net=box)
+"""
+
+
+@pytest.mark.needs("ordinary user")
+def test_an_ordinary_user_has_networks_and_published_ports():
+    before = os.listdir("/sys/class/net")
+    done = as_user({"test_networks.py": textwrap.dedent(ORDINARY)}, "-q", tmpdir=tempfile.gettempdir())
+    assert "3 passed" in done.text, done.text
+    assert os.listdir("/sys/class/net") == before

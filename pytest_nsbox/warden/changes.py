@@ -103,7 +103,12 @@ def find_changes(tree: Tree) -> Iterator[Change]:
             continue
         try:
             for change in walk.changes():
-                if change[1] not in tree.made:
+                kind, path = change
+                if path in tree.hidden:
+                    # It was not there for the box.
+                    if kind != "D":
+                        yield "A", path
+                elif path not in tree.made:
                     yield change
         except OSError:
             continue

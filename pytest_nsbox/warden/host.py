@@ -33,6 +33,8 @@ class Host:
         self.mounts: tuple[HostMount, ...] = ()
         # Rootless: directories that layers begin with, by number of the mount (`warden.frame`).
         self.passages: dict[int, dict[str, int]] = {}
+        # Paths that boxes do not show, by number of the mount, relative to its target (`warden.stale`).
+        self.hidden: dict[int, list[str]] = {}
 
     def clone(self) -> None:
         """Clone what boxes show to host/<n>."""
@@ -135,6 +137,12 @@ class Host:
         for mount in self.mounts:
             if mount.writable:
                 self.passages[mount.number] = find_passages(mount.target, places, targets)
+
+    def hide(self, paths: list[str]) -> None:
+        """Have boxes begin without `paths`."""
+        for path in paths:
+            mount = max((m for m in self.mounts if is_within(path, m.target)), key=lambda m: len(m.target))
+            self.hidden.setdefault(mount.number, []).append(os.path.relpath(path, mount.target))
 
     def clone_plain(self) -> None:
         """Clone the same to plain/<n> with ids as they are, at the first privileged box."""

@@ -32,6 +32,7 @@ from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import directory
 from pytest_nsbox.warden.host import Host
 from pytest_nsbox.warden.ids import SHIFTED_ROOT, UserNamespaces, box_maps, find_mode
+from pytest_nsbox.warden.stale import find_stale_sockets
 from pytest_nsbox.warden.tree import Tree
 
 TYPE_CHECKING = False
@@ -58,6 +59,7 @@ class Session:
         self.doors = doors
         self.cgroup_parent = cgroup_parent
         self.name = os.urandom(6).hex()
+        self._tmpdir = tmpdir
         self.directory = f"{tmpdir.rstrip('/')}/{directory.PREFIX}{self.name}"
         self._user_namespaces = UserNamespaces(doors)
         self.layers = directory.LAYERS
@@ -110,6 +112,7 @@ class Session:
         self.host.clone()
         if self.mode == "rootless":
             self.host.find_passages(tuple(place for place in (here, home) if place))
+        self.host.hide(find_stale_sockets(("/tmp", "/var/tmp", self._tmpdir)))
         self._mount_layers()
         self.facts = HostFacts(
             mode=self.mode,

@@ -24,6 +24,7 @@ from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.warden.changes import Layer
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
 from pytest_nsbox.warden.points import make_mount_point
+from pytest_nsbox.warden.stale import hide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Tree:
     """A tree of mounts at `place`; `build` makes it, `remove` takes it away, however far it got.
 
     made   mount points that were made in the layers: no change of the test's
+    hidden paths of the host that the box began without
     bound  host paths that may come and go (sockets, shared paths): what was bound when the tree was built, by device
            and inode
     """
@@ -56,6 +58,7 @@ class Tree:
         self.scratch = f"{session.layers}/t{number}"
         self.layers: list[Layer] = []
         self.made: set[str] = set()
+        self.hidden: set[str] = set()
         self.bound: dict[str, tuple[int, int]] = {}
         self.overlays: list[int] = []
         self.devices = -1
@@ -255,6 +258,9 @@ class _Builder:
         self.tree.overlays.append(mount)
         self.tree.layers.append(Layer(lower, target, layer))
         self.put(mount, target)
+        if not self.tree.plan.image:
+            names = hide(self.doors, mount, self.session.host.hidden.get(number, ()))
+            self.tree.hidden.update(f"{target.rstrip('/')}/{name}" for name in names)
 
     def _be_like(self, top: plans.HostMount, upper: str) -> None:
         """Give the layer `upper` what the top of an overlay shows of itself, and what it must have from the start."""

@@ -425,6 +425,38 @@ def test_a_listening_socket_of_the_host_is_reached_only_with_its_network(warden:
         assert run(warden, connect, net="none") == 111
 
 
+def test_a_socket_that_an_ended_server_left_is_not_in_boxes(tmp_path: Path) -> None:
+    stale, alive, file = tmp_path / "stale", tmp_path / "alive", tmp_path / "file"
+    file.touch()
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(str(stale))
+
+    def serve() -> list[str]:
+        found = sorted(path.name for path in tmp_path.iterdir() if not path.is_dir())
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(stale))
+        return found
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(alive))
+        server.listen()
+        with started(tmpdir=str(tmp_path)) as warden:
+            for _ in range(2):
+                assert run(warden, serve) == ["alive", "file"]
+            box = warden.acquire(Spec())
+            try:
+                assert list(box.changes()) == []
+                collect(*fork_into(box, serve))
+                assert list(box.changes()) == [("A", str(stale))]
+            finally:
+                box.kill()
+                box.release()
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert stale.is_socket()
+
+
 def test_changes_are_listed_by_kind(warden: Warden, tmp_path: Path) -> None:
     (tmp_path / "changed").write_text("x")
     (tmp_path / "deleted").write_text("x")

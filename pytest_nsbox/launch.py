@@ -100,19 +100,22 @@ class Launcher:
 
     def _enter(self, attempt: Attempt, child: Child, ours: _socket.socket, running: Attempt | None) -> None:
         """The child's first steps, still inside `os.fork`."""
-        ours.close()
-        if running is not None:
-            running.close_in_child()
-        self._pages.close()
         attempt.child = child
         child.shell = self._follower.shell
         self._become(child)
-        assert attempt.box is not None
-        child.enter(partial(self._boxes.enter, attempt.box), attempt.random_state)
+        child.enter(partial(self._go_into_box, attempt, ours, running), attempt.random_state)
         if self._follower.output_in_step:
             self._terminal.take()
         else:
             self._terminal.stay_behind()
+
+    def _go_into_box(self, attempt: Attempt, ours: _socket.socket, running: Attempt | None) -> None:
+        ours.close()
+        if running is not None:
+            running.close_in_child()
+        self._pages.close()
+        assert attempt.box is not None
+        self._boxes.enter(attempt.box)
 
 
 def _give_up_box(attempt: Attempt) -> None:

@@ -12,8 +12,9 @@ import bisect
 import contextlib
 from typing import Final
 
-from pytest_nsbox.kernel.memory import PAGE, Pins, anonymous_mappings, as_ranges, read_proc, written_since_fork
+from pytest_nsbox.kernel.memory import PAGE, Pins, anonymous_mappings, as_ranges, written_since_fork
 from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.real import read_text
 
 MOST: Final = 4096  # pages; a test that writes to more is not like the others
 LEARN_FROM: Final = (2, 3)  # which tests, counted from the last time of learning
@@ -65,7 +66,7 @@ class Pages:
 
 
 def _in_anonymous_mappings(pages: list[int]) -> list[int]:
-    mappings = sorted(anonymous_mappings(read_proc("/proc/self/maps")))
+    mappings = sorted(anonymous_mappings(read_text("/proc/self/maps")))
     starts = [start for start, _ in mappings]
     found = []
     for page in pages:  # and not by mapping: one may be of terabytes that nobody uses

@@ -4,10 +4,10 @@ io_uring_register(2).
 
 from __future__ import annotations
 
-import os
 import struct
 
 from pytest_nsbox.kernel import libc
+from pytest_nsbox.real import os, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def written_since_fork(most: int) -> list[int]:
     pages: list[int] = []
     fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for start, end, _ in _private(read_proc("/proc/self/maps")):
+        for start, end, _ in _private(read_text("/proc/self/maps")):
             first = start // PAGE
             entries = memoryview(os.pread(fd, (end - start) // PAGE * 8, first * 8)).cast("Q")
             pages += [first + number for number, entry in enumerate(entries) if entry & _PRESENT and entry & _EXCLUSIVE]
@@ -101,10 +101,3 @@ def written_since_fork(most: int) -> list[int]:
     finally:
         os.close(fd)
     return pages
-
-
-def read_proc(path: str) -> str:
-    """Return the text of a file of procfs."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()

@@ -5,7 +5,6 @@ capabilities(7).
 from __future__ import annotations
 
 import errno
-import os
 import select
 import struct
 import sys
@@ -13,6 +12,7 @@ import sys
 from pytest_nsbox.kernel import libc
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.real import os
 
 _CLONE_PIDFD = 0x00001000
 _CLONE_PARENT = 0x00008000

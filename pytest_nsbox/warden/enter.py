@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from pytest_nsbox.kernel import files, namespaces
 from pytest_nsbox.kernel.signals import signal
+from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.warden.late import is_gone
 from pytest_nsbox.warden.points import make_mount_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pytest_nsbox.warden.box import Box
+    from pytest_nsbox.warden.late import Late
     from pytest_nsbox.warden.session import Session
 
 
-def bind_late(session: Session, box: Box, paths: Iterable[str]) -> None:
-    """Bind host `paths` read-write into `box`. Raises KernelError; those before the one that failed stay bound."""
+def bind_late(session: Session, box: Box, late: Late) -> None:
+    """Bind the host paths `late` read-write into `box`. Raises KernelError; those before the one that failed stay
+    bound. What was bound when the root was built, or went meanwhile, is left out.
+    """
     doors = session.doors
     plan = box.tree.plan
     clones: list[tuple[str, int, bool]] = []
     home = doors.open_namespace("self", "mnt")
     here = files.open_directory(".")
     try:
-        for path in paths:
-            directory = os.path.isdir(path)
-            clones.append(
-                (
-                    path,
-                    session.host.clone_for_box(path, shifted=plan.shifted, readonly=False, user=plan.user),
-                    directory,
-                )
-            )
+        _clone_all(session, box, late, clones)
         doors.setns(box.pidfd, namespaces.NEWNS)
         try:
             root = files.open_directory("/")
@@ -43,6 +39,10 @@ def bind_late(session: Session, box: Box, paths: Iterable[str]) -> None:
                     point = doors.open_in(root, path)
                     try:
                         doors.attach(clone, "", point)
+                    except KernelError as error:
+                        # Its name went between the two.
+                        if error.errno != errno.ENOENT:
+                            raise
                     finally:
                         os.close(point)
             finally:
@@ -54,6 +54,21 @@ def bind_late(session: Session, box: Box, paths: Iterable[str]) -> None:
     finally:
         for fd in (home, here, *(clone for _, clone, _ in clones)):
             os.close(fd)
+
+
+def _clone_all(session: Session, box: Box, late: Late, clones: list[tuple[str, int, bool]]) -> None:
+    plan = box.tree.plan
+    for path, place in late.items():
+        if box.tree.bound.get(path) == place:
+            continue
+        directory = os.path.isdir(path)
+        try:
+            clone = session.host.clone_for_box(path, shifted=plan.shifted, readonly=False, user=plan.user)
+        except (KernelError, FileNotFoundError):
+            if not is_gone(path, place):
+                raise
+            continue
+        clones.append((path, clone, directory))
 
 
 def kill_all(box: Box) -> None:

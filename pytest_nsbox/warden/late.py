@@ -47,6 +47,15 @@ def find_late(shared: Iterable[str], *, sockets: bool) -> Late:
     return found
 
 
+def is_gone(path: str, place: tuple[int, int]) -> bool:
+    """Say if what `path` was the name of, a device and inode, is not there any more."""
+    try:
+        at = os.stat(path)
+    except OSError:
+        return True
+    return (at.st_dev, at.st_ino) != place
+
+
 def _socket_paths() -> list[str]:
     """Return the paths of /proc/net/unix that somebody listens on, or receives datagrams at. Source: proc_net(5)."""
     paths = []

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import _socket
 import marshal
-import os
 import struct
 
 from pytest_nsbox.policy.record import fields, record
+from pytest_nsbox.real import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -268,7 +268,7 @@ class Server:
         box = self._box(request)
         if self.session is not None and self.config is not None:
             now = find_late(self.config.shared, sockets=box.tree.plan.sockets)
-            enter.bind_late(self.session, box, [path for path in now if box.tree.bound.get(path) != now[path]])
+            enter.bind_late(self.session, box, now)
         self.channel.send(m.Done(request.number))
 
     def _kill(self, request: m.Kill) -> None:

@@ -11,6 +11,7 @@ import os
 import stat
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
+from pytest_nsbox.kernel import files
 from pytest_nsbox.policy.errors import KernelError
 
 TYPE_CHECKING = False
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_nsbox.warden.doors import Doors
+
+# It went meanwhile, or is another user's.
+_AS_ON_THE_HOST = (errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EACCES)
 
 
 def find_stale_sockets(directories: Iterable[str]) -> list[str]:
@@ -60,11 +64,12 @@ def hide(doors: Doors, overlay: int, names: Iterable[str]) -> list[str]:
             # Whatever became a link since then, nothing outside of the overlay is reached.
             fd = doors.open_in(overlay, f"/{above}")
             try:
-                os.unlink(last, dir_fd=fd)
+                files.attempt("unlink", name, os.unlink, last, dir_fd=fd)
             finally:
                 os.close(fd)
-        except (KernelError, OSError):
-            # It went, or is another user's: then it is as on the host.
-            continue
-        hidden.append(name)
+        except KernelError as error:
+            if error.errno not in _AS_ON_THE_HOST:
+                raise
+        else:
+            hidden.append(name)
     return hidden

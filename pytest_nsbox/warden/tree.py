@@ -23,6 +23,7 @@ from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.warden.changes import Layer
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
+from pytest_nsbox.warden.late import is_gone
 from pytest_nsbox.warden.points import make_mount_point
 from pytest_nsbox.warden.stale import hide
 
@@ -175,10 +176,15 @@ class _Builder:
         for op in self.tree.plan.tree:
             if op not in last:
                 perform[type(op)](self, op)
-        for path in self.tree.bound:
-            self.bind(plans.Bind(path, path, readonly=False, shared=True))
-            if self.tree.plan.user is not None:
-                self._let_through(path, *self.tree.plan.user)
+        for path, place in self.tree.bound.items():
+            try:
+                self.bind(plans.Bind(path, path, readonly=False, shared=True))
+                if self.tree.plan.user is not None:
+                    self._let_through(path, *self.tree.plan.user)
+            except (KernelError, FileNotFoundError):
+                # Servers of others end at any moment, and take their sockets with them.
+                if not is_gone(path, place):
+                    raise
         # When nothing has to be made or opened up in the layers any more.
         for op in last:
             _PERFORM[type(op)](self, op)

@@ -91,3 +91,29 @@ def test_endings_of_tests_that_were_forked_ahead(runs: Runs):
     assert len(rows) == 4 * 3 * 3
     assert all(report["outcome"] == "passed" for report in rows)
     assert all("sandbox.wall_s" in dict(report["properties"]) for report in rows if report["when"] == "teardown")
+
+
+def test_a_file_system_that_a_fixture_fakes_for_a_whole_module(runs: Runs):
+    """pytest's own process has no other `os` then, and has pinned pages already."""
+    suite = {
+        "test_before.py": """
+            import pytest
+
+            @pytest.mark.parametrize("number", range(6))
+            def test_row(number): pass
+        """,
+        "test_faked.py": """
+            import os
+            import pytest
+
+            @pytest.fixture(scope="module", autouse=True)
+            def faked(fs_module):
+                fs_module.create_file("/made")
+
+            @pytest.mark.parametrize("number", range(30))
+            def test_row(number):
+                assert os.path.exists("/made") and not os.path.exists("/etc/passwd")
+        """,
+    }
+    plain, boxed = runs.both(suite)
+    assert_same(plain, boxed)

@@ -8,6 +8,7 @@ import resource
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ def area() -> tuple[mmap.mmap, int]:
     found = mmap.mmap(-1, PAGES * memory.PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for number in range(PAGES):
         found[number * memory.PAGE] = 1
-    for start, end in memory.anonymous_mappings(memory.read_proc("/proc/self/maps")):
+    for start, end in memory.anonymous_mappings(Path("/proc/self/maps").read_text()):
         if end - start >= len(found):
             # Neighbouring mappings look like one; look for it by what stands in it.
             found[0:16] = b"here it is, yes!"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pytest_nsbox.warden.box import Box, end, make_box
 from pytest_nsbox.warden.directory import remove
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.enter import bind_late
+from pytest_nsbox.warden.late import find_late
 from pytest_nsbox.warden.session import Session
 from tests.warden.boxes import in_a_process
 
@@ -231,7 +233,7 @@ def test_a_path_that_cannot_be_bound_late_leaves_the_warden_where_it_was(tmp_pat
             for at in range(1, 100):
                 fuse.arm(at, inside=False)
                 try:
-                    bind_late(session, box, [str(late), str(tmp_path)])
+                    bind_late(session, box, {str(path): place_of(path) for path in (late, tmp_path)})
                 except KernelError as error:
                     assert "injected" in str(error)
                     blown.append(fuse.blown)
@@ -245,6 +247,49 @@ def test_a_path_that_cannot_be_bound_late_leaves_the_warden_where_it_was(tmp_pat
         return blown
 
     assert {"clone_tree", "setns", "attach", "set_fs_ids"} <= set(in_a_process(play))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while a box is made", "when it is handed out"])
+@pytest.mark.parametrize("call", ["clone_tree", "attach"])
+def test_a_socket_of_others_that_goes_in_between_is_left_out(tmp_path: Path, call: str, late: bool) -> None:
+    path = tmp_path / "socket"
+
+    def name_of(argument: object) -> str:
+        try:
+            return os.readlink(f"/proc/self/fd/{argument}") if isinstance(argument, int) else str(argument)
+        except FileNotFoundError:
+            return path.name  # in the box already, for whose /proc we are nobody
+
+    def play() -> list[str]:
+        doors = Doors()
+        went: list[str] = []
+        with opened(doors) as session, socket.socket(socket.AF_UNIX) as server:
+            box = make(session, Spec()) if late else None
+            server.bind(str(path))
+            server.listen()
+            sockets = {name: at for name, at in find_late((), sockets=True).items() if name == str(path)}
+            real = getattr(doors, call)
+
+            def call_after_it_went(*arguments: Any, **options: Any) -> Any:
+                if any(name_of(argument).endswith(path.name) for argument in arguments):
+                    path.unlink(missing_ok=True)
+                    went.append(call)
+                return real(*arguments, **options)
+
+            setattr(doors, call, call_after_it_went)
+            if box is not None:
+                bind_late(session, box, sockets)
+                unmake(session, box)
+            else:
+                session.take_tree(make_plan(Spec(), session.facts), sockets).remove()
+        return went
+
+    assert call in in_a_process(play)
+
+
+def place_of(path: Path) -> tuple[int, int]:
+    at = path.stat()
+    return at.st_dev, at.st_ino
 
 
 def test_what_cannot_be_removed_is_told_at_the_end() -> None:

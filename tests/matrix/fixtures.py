@@ -531,7 +531,7 @@ FIXTURES = Section(
             ["-rA"],
         ),
         Row(
-            "`tmp_path`, `tmpdir`, `tmp_path_factory`",
+            "`tmp_path`, `tmpdir`, `tmp_path_factory`, `--basetemp`",
             "1 failed, 4 passed",
             {
                 "test_tmp.py": """

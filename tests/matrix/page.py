@@ -27,6 +27,8 @@ Each row is a small suite that uses one feature. `tox -e matrix` runs it twice, 
 - **report**: everything that reporters hear (texts, sections, warnings, properties, their order), the terminal line
   by line, and the files that are written, such as `junit.xml`. Left out are times, paths and the `sandbox.` properties.
 
+The last column is all of it on an older pytest.
+
 Run on {versions}; Python {python}, with {plugins}.
 """
 
@@ -42,16 +44,18 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def render(results: Results) -> str:
     """The whole page, as Markdown."""
+    first, *others = results
     lines = [_head(results)]
     reasons: list[str] = []
     for section in SECTIONS:
-        lines += [f"## {section.title}", "", f"| Feature | {' | '.join(way.capitalize() for way in WAYS)} |"]
-        lines.append("|---" * (len(WAYS) + 1) + "|")
+        heads = ["Feature", *(way.capitalize() for way in WAYS), *(f"pytest {version}" for version in others)]
+        lines += [f"## {section.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in section.rows:
             if row.reason and row.reason not in reasons:
                 reasons.append(row.reason)
             number = reasons.index(row.reason) + 1 if row.reason else 0
-            cells = [_cell(row, way, results, number) for way in WAYS]
+            cells = [_cell(row, way, results[first], number) for way in WAYS]
+            cells += [_cell_of(row, version, results[version], number) for version in others]
             lines.append(f"| {_escaped(row.feature)} | {' | '.join(cells)} |")
         lines.append("")
     if reasons:
@@ -69,17 +73,20 @@ def _head(results: Results) -> str:
     return HEAD.format(versions=" and ".join(versions), python=platform.python_version(), plugins=", ".join(plugins))
 
 
-def _cell(row: Row, way: str, results: Results, number: int) -> str:
+def _cell(row: Row, way: str, found: Mapping[str, Compared], number: int) -> str:
     """ "same", or where it differs and the number of the reason."""
-    asked = [version for version in results if applies(row, version)]
-    differing = [version for version in asked if results[version][row.feature].found[way]]
-    if not differing:
-        text = "same"
-        if way == "counts":
-            text += f": {results[asked[0]][row.feature].counts}"
-        return text
-    where = "" if differing == asked else f" with pytest {', '.join(differing)}"
-    return f"differs{where}: [reason {number}](#reasons)"
+    compared = found[row.feature]
+    if compared.found[way]:
+        return f"differs: [reason {number}](#reasons)"
+    return f"same: {compared.counts}" if way == "counts" else "same"
+
+
+def _cell_of(row: Row, version: str, found: Mapping[str, Compared], number: int) -> str:
+    """All ways in one cell, for another pytest."""
+    if not applies(row, version):
+        return "no such feature"
+    differing = [way for way, lines in found[row.feature].found.items() if lines]
+    return f"{', '.join(differing)} differ: [reason {number}](#reasons)" if differing else "same"
 
 
 def _escaped(text: str) -> str:

@@ -27,7 +27,7 @@ from pytest_nsbox.relay import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.hints import Hints
@@ -51,6 +51,7 @@ class Follower:
         self.all_plain = True  # the frames since somebody set this
         self.shell = _make_shell(config, terminal)
         self.ran: list[pytest.Item] = []  # in boxes of their own, so far
+        self.undone: Mapping[str, str] = {}  # fixtures that moved into boxes, and why (see placement.py)
         self._hints: Hints | None = None
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 
@@ -166,6 +167,7 @@ class Follower:
             from pytest_nsbox.hints import Hints
 
             self._hints = Hints()
+        self._hints.used_up(attempt.item, report, self.undone)
         if not attempt.grouped and report.when != "teardown":
             self._hints.lost_state(attempt.item, report, self.ran)
 

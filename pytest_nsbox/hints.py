@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -11,9 +12,13 @@ from pytest_nsbox.real import read_text
 from pytest_nsbox.shared_state import Module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 SHOWN = 3  # paths
+# What is said of something that has had its one life in a process.
+_USED_UP: Final = re.compile(
+    r"bad file descriptor|\bclosed\b|only be started once|\bstopped\b|shut ?down", re.IGNORECASE
+)
 
 
 class Hints:
@@ -36,6 +41,24 @@ class Hints:
                 'One box for all: pytestmark = pytest.mark.sandbox(scope="module"), or scope="class".'
             )
             report.sections.append(("sandbox: state of another test", "\n".join(lines)))
+
+    def used_up(self, item: pytest.Item, report: pytest.TestReport, undone: Mapping[str, str]) -> None:
+        """Add a section to the report of a failed test that seems to have got what a fixture of its had torn down.
+
+        undone  outer fixtures that were set up and torn down in pytest's process before any box had them, and why
+        """
+        names = [name for name in getattr(item, "fixturenames", ()) if name in undone]
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if not names or crash is None or not _USED_UP.search(crash.message):
+            return
+        lines = [
+            f"{name} {undone[name]}, so it was torn down in pytest's process, and set up anew here" for name in names
+        ]
+        lines.append(
+            "What can be set up only once in a process (an object that all share, say) is used up then.\n"
+            f"To have it set up in boxes alone: ini sandbox_box_fixtures = {' '.join(names)}"
+        )
+        report.sections.append(("sandbox: fixture set up again", "\n".join(lines)))
 
     def _module(self, item: pytest.Item) -> Module | None:
         path = str(item.path)

@@ -56,6 +56,7 @@ class Placement:
         self._box: dict[str, str] = dict.fromkeys(box, "ini sandbox_box_fixtures")
         self._running: list[_Seen] = []
         self._seen: list[_Seen] = []
+        self.undone: dict[str, str] = {}  # what was torn down again, to be set up in boxes
         self._outside: dict[str, str] = {}  # what stayed in pytest's process for a reason
         self.watching = False
 
@@ -106,6 +107,7 @@ class Placement:
         undone = [seen for seen in reversed(seen_now) if seen.fixture.argname in self._box]
         for seen in undone:
             self._outside.pop(seen.fixture.argname, None)
+            self.undone[seen.fixture.argname] = self._box[seen.fixture.argname]
             internals.undo_fixture(item, seen.fixture, seen.request)
         self._warn_of_costs(
             [seen for seen in undone if not any(seen.fixture.argname in each.inside for each in undone)]

@@ -57,6 +57,7 @@ class Lockstep:
         self._terminal = Terminal()
         pages = Pages()
         self._follower = Follower(session.config, boxes, self._terminal, pages)
+        self._follower.undone = placement.undone
         self.launcher = Launcher(session.config, boxes, self._follower, self._terminal, pages, self._become)
         self._ahead = Ahead(session, boxes, placement, self._follower, self._fork_ahead)
         self._turns = self._make_turns(session)

@@ -129,3 +129,45 @@ def test_a_failed_test_is_told_of_state_that_an_earlier_test_changed_in_its_own_
     assert not told["test_state.py::test_fails_by_itself"]
     assert not told["test_grouped.py::test_reads"]
     boxed.result.stdout.fnmatch_lines(["*- sandbox: state of another test -*", '*sandbox(scope="module")*'])
+
+
+def test_a_fixture_that_cannot_be_set_up_twice_in_a_process_is_told(runs: Runs):
+    suite = {
+        "conftest.py": """
+            import pytest, threading
+
+            class Shared:
+                instance, closed = None, False
+
+                def __init__(self):
+                    self.end = threading.Event()
+                    self.thread = threading.Thread(target=self.end.wait)
+                    self.thread.start()
+
+            @pytest.fixture(scope="session")
+            def shared():
+                if Shared.instance is None:
+                    Shared.instance = Shared()
+                yield Shared.instance
+                Shared.instance.end.set()
+                Shared.instance.thread.join()
+                Shared.instance.closed = True
+        """,
+        "test_shared.py": """
+            def test_uses(shared):
+                if shared.closed:
+                    raise OSError(9, "Bad file descriptor")
+
+            def test_fails_for_a_reason_of_its_own(shared):
+                assert 0
+        """,
+    }
+    boxed = runs.run(runs.write(suite, "boxed"))
+    boxed.result.assert_outcomes(failed=2)
+    told = boxed.of("test_uses")["sections"]
+    assert any(
+        "sandbox_box_fixtures = shared" in text for title, text in told if title == "sandbox: fixture set up again"
+    )
+    assert not boxed.of("test_fails_for_a_reason_of_its_own")["sections"]
+    boxed = runs.run(runs.write(suite, "in_boxes"), "-o", "sandbox_box_fixtures=shared")
+    boxed.result.assert_outcomes(passed=1, failed=1)

@@ -95,7 +95,7 @@ def test_an_older_kernel_is_given_anonymous_pages_however_large_their_mappings_a
 
     maps = f"{PAGE:x}-{3 * PAGE:x} rw-p 0 00:00 0\n{9 * PAGE:x}-{1 << 46:x} rw-p 0 00:00 0 \n0-1000 r--p 0 08:01 7 /a\n"
     monkeypatch.setattr(pages, "Pins", refuse_once)
-    monkeypatch.setattr(pages, "read_proc", lambda _path: maps)
+    monkeypatch.setattr(pages, "read_text", lambda _path: maps)
     found = pages.Pages()
     for _ in range(2):
         found.learn([2, 5, 12])

@@ -13,6 +13,7 @@ from pytest_nsbox import attach
 from pytest_nsbox.container import Origin, arguments, environment
 from pytest_nsbox.house_commands import make_volume
 from pytest_nsbox.keeper import Line
+from pytest_nsbox.network import read_publish
 from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.options import read_value
 from pytest_nsbox.policy import docker
@@ -76,6 +77,12 @@ _REPEATED = (
     ("-v", "--volume", "SRC:DST[:ro]", "a path (with / or . in front) or a named volume"),
     ("", "--mount", docker.MOUNT, ""),
     ("", "--tmpfs", "DST[:size=SIZE]", ""),
+    (
+        "-p",
+        "--publish",
+        "[HOST PORT:]BOX PORT",
+        "the box's port answers on 127.0.0.1, without HOST PORT on any free one",
+    ),
     ("-e", "--env", "NAME[=VALUE]", ""),
     ("", "--ulimit", "NAME=SOFT[:HARD]", ""),
 )
@@ -118,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
 def _order(boxes: NsBox, options: argparse.Namespace, image: str | None, command: list[str]) -> dict[str, Any]:
     """What the warden is told of the box, and what it tells later commands."""
     keys = docker.read_options(vars(options), os.environ)
-    joined = {}
+    joined: dict[str, Any] = {}
     net = keys.get("net")
     if isinstance(net, str) and net.startswith("container:"):
         joined["joined"] = net.partition(":")[2]
@@ -128,6 +135,8 @@ def _order(boxes: NsBox, options: argparse.Namespace, image: str | None, command
         if not equals:
             raise BadValueError(f"--set {text}: no value", "KEY=VALUE")
         keys[key] = read_value(key, value)
+    if options.publish:
+        joined["publish"] = read_publish(options.publish, keys, joined)
     if image is not None:
         keys["rootfs"] = image
     spec, found = boxes.read_image(boxes.spec("nsbox run", keys))

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -236,6 +237,21 @@ def test_networks(nsbox: NsBox):
     nsbox("rm", "-f", "one")
     assert nsbox("network", "ls", "-q") == "mesh\n"
     assert nsbox("network", "rm", "mesh") == "mesh\n"
+
+
+def test_a_published_port(nsbox: NsBox):
+    serve = (
+        "import socket; s = socket.create_server(('', 7799)); print('up', flush=True); s.accept()[0].sendall(b'hello')"
+    )
+    nsbox("run", "-d", "--name", "pub", "-p", "7799", "--", sys.executable, "-c", serve)
+    with subprocess.Popen([sys.executable, "-c", MAIN, "logs", "-f", "pub"], stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"up\n"
+        found = re.search(r"127\.0\.0\.1:(\d+)->7799", nsbox("ps"))
+        assert found is not None
+        with socket.create_connection(("127.0.0.1", int(found[1]))) as client:
+            assert client.recv(9) == b"hello"
+    nsbox("rm", "-f", "pub")
 
 
 @pytest.mark.parametrize(

@@ -289,8 +289,6 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     rootless = host.mode == "rootless"
     if rootless and spec.privileged:
         raise BoxFailed("privileged: an ordinary user has no rights to leave to a box: run pytest as root")
-    if rootless and image is not None:
-        raise BoxFailed("rootfs: boxes with an image for a root are made by root alone: run pytest as root")
     names = image or host
     user = find_user(spec.user, names.passwd, names.group) if spec.user is not None else None
     layers = _host_layers(host) if image is None else _image_layers(image)

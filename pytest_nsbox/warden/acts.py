@@ -156,11 +156,14 @@ def pause(containers: Containers, order: Order) -> object:
     assert container.box is not None
     if container.status == "paused":
         return None
-    if container.freezer is None:
-        node = container.box.node
-        container.freezer = Freezer(node, session.cgroups.freezer(node), session.cgroups.version)
-    freezer = container.freezer
-    freezer.freeze()
+    try:
+        if container.freezer is None:
+            node = container.box.node
+            container.freezer = Freezer(node, session.cgroups.freezer(node), session.cgroups.version)
+        freezer = container.freezer
+        freezer.freeze()
+    except KernelError as error:
+        raise BoxFailed(f"pause: the box's processes cannot be frozen: {error}") from None
     deadline = time.monotonic() + PATIENCE
 
     def look() -> None:

@@ -28,6 +28,8 @@ def commit(containers: Containers, order: Order) -> object:
     if container.box is None or not container.box.tree.layers:
         raise BoxFailed(f"the box {container.name!r} has no root yet")
     tree = container.box.tree
+    if tree.session.mode == "rootless" and not tree.plan.image:
+        raise BoxFailed("commit: the host's root of an ordinary user is put together from pieces: start it with rootfs")
     doors = containers.server.doors
     upper = files.open_directory(tree.layers[0].upper)
     try:

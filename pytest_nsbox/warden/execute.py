@@ -238,7 +238,8 @@ def _execute(
     if confiner is not None:
         confiner.before_user()
     if ids is not None:
-        # The box was made with this user.
+        if program.user is not None and (user.uid, user.gid) != ids:
+            raise BoxFailed(f"user={program.user!r}: this box has no user but {ids[0]}:{ids[1]}, who it was made with")
         if ids[0] != 0:
             process.drop_capabilities()
     elif program.user is not None:
@@ -252,14 +253,19 @@ def _execute(
         raise KernelError("chdir", workdir, error.errno or 0) from None
     os.umask(0o022)
     env = {"HOME": user.home if user.home != "/" or user.uid else "/root", **program.env}
-    name = program.argv[0]
+    _become(program.argv, env)
+
+
+def _become(argv: tuple[str, ...], env: dict[str, str]) -> NoReturn:
+    """Become the program, which is looked for as a shell does."""
+    name = argv[0]
     places = [name] if "/" in name else [f"{at or '.'}/{name}" for at in env.get("PATH", DEFAULT_PATH).split(":")]
     problem = errno.ENOENT
     if confiner is not None:
         confiner.after_user()
     for path in places:
         try:
-            os.execve(path, program.argv, env)
+            os.execve(path, argv, env)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 problem = error.errno or errno.EIO

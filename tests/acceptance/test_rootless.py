@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from tests.acceptance.comparing import ZOO
 from tests.capabilities import cgroup_version
 from tests.leftovers import PARENT, cgroup_mounts
+from tests.rootfs import rootfs
 from tests.warden.test_host_filesystems import bind, mount_at, with_own_mounts
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
@@ -56,6 +58,7 @@ def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: C
             "PYTHONPATH": ":".join(str(place) for _, place in places[1:]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "USER_ID": str(USER),
+            "XDG_CACHE_HOME": str(suite / "cache"),
             "GROUP_ID": str(USER),
         }
         interpreter = str(python / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}")
@@ -73,7 +76,8 @@ def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: C
             timeout=120,
             check=False,
         )
-        made = {str(path.relative_to(suite)): path.read_text() for path in suite.rglob("*") if path.is_file()}
+        found = [path for path in suite.rglob("*") if path.is_file() and path.parts[len(suite.parts)] != "cache"]
+        made = {str(path.relative_to(suite)): path.read_text() for path in found}
         return Outcome(done.stdout, done.returncode, made)
 
     outcome: Outcome = Outcome(*with_own_mounts(lambda: tuple(play())))
@@ -115,6 +119,21 @@ def test_boxes_of_an_ordinary_user(tmpdir_for_all: str) -> None:
     assert outcome.files["shared/made"] == "made"
     assert outcome.files["given"] == "given"
     assert {"made", "inner/made", "sources/made"}.isdisjoint(outcome.files)
+
+
+@pytest.mark.needs("debian archive")
+def test_containers_of_an_ordinary_user(tmpdir_for_all: str) -> None:
+    source = rootfs("busybox")
+
+    def prepare() -> None:
+        root = PLACE / "root"
+        shutil.copytree(source, root, symlinks=True)
+        for path in (root, *root.rglob("*")):
+            os.chown(path, USER, USER, follow_symlinks=False)
+
+    files: dict[str, str | Path] = {"test_containers.py": ZOO / "rootless_containers.py"}
+    outcome = as_user(files, "-rfE", "--tb=short", tmpdir=tmpdir_for_all, prepare=prepare)
+    assert "4 passed" in outcome.text, outcome.text
 
 
 LIMITED = """

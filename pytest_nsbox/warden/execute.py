@@ -253,6 +253,8 @@ def _execute(
         raise KernelError("chdir", workdir, error.errno or 0) from None
     os.umask(0o022)
     env = {"HOME": user.home if user.home != "/" or user.uid else "/root", **program.env}
+    if confiner is not None:
+        confiner.after_user()
     _become(program.argv, env)
 
 
@@ -261,8 +263,6 @@ def _become(argv: tuple[str, ...], env: dict[str, str]) -> NoReturn:
     name = argv[0]
     places = [name] if "/" in name else [f"{at or '.'}/{name}" for at in env.get("PATH", DEFAULT_PATH).split(":")]
     problem = errno.ENOENT
-    if confiner is not None:
-        confiner.after_user()
     for path in places:
         try:
             os.execve(path, argv, env)

@@ -94,7 +94,7 @@ def test_the_cpu_quota_slows_a_test_and_the_usage_tells(pytester: pytest.Pyteste
         import pytest
 
         # So little that the quota is used up early in each period, also where others want the CPU.
-        @pytest.mark.sandbox(cpu="5%", cpu_period="20ms")
+        @pytest.mark.sandbox(cpu="10%", cpu_period="20ms")
         def test_slow():
             end = time.monotonic() + 1
             while time.monotonic() < end:

@@ -21,7 +21,8 @@ __all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived
 class Facts:
     """What boxes of this session are made of.
 
-    ``mode``: "shifted" (root, files idmapped), "rootless" (ordinary user) or "nested" (root of another user namespace).
+    ``mode``: "shifted" (root, files idmapped), "identity" (root, ids as on the host),
+    "rootless" (ordinary user) or "nested" (root of another user namespace).
     ``cgroup_version``: None if no group can be made; ``cgroup_driver``: "cgroupfs" or "systemd"; ``controllers``: those
     that limits can use here.
     """
@@ -34,6 +35,7 @@ class Facts:
 
 _MODES = {
     "shifted": "as root, with idmapped files",
+    "identity": "as root, with the host's ids: nested boxes and writing to /proc/sys and cgroups are off",
     "rootless": "rootless",
     "nested": "inside another container",
 }

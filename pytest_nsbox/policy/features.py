@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from pytest_nsbox.policy.record import keyword_record, record
 
-# Boxes of an ordinary user. A root file system that is shown with other ids than it stores needs more.
 FLOOR = (5, 12)
-FLOOR_OF_ROOT = (5, 19)
 
 LINUX = "Linux"
 USERNS = "user namespaces"
@@ -71,8 +69,8 @@ FEATURES = (
     Feature(name=DISK_SCRATCH, without="what tests write lies in memory and counts towards mem="),
     Feature(
         name=IDMAP,
-        since=FLOOR_OF_ROOT,
-        without="no boxes as root of the machine; as an ordinary user, or as root of a user namespace, they work",
+        since=(5, 19),
+        without="root in a box is the host's root, with /proc/sys and cgroups read-only; nested boxes: off",
     ),
     Feature(name=SECCOMP, since=(3, 5), config="CONFIG_SECCOMP_FILTER", without="no seccomp="),
     Feature(name=CGROUP, config="CONFIG_CGROUPS", without="no limits but ulimits, disk and timeout; no usage figures"),
@@ -138,9 +136,8 @@ def render_page() -> str:
         "",
         "<!-- Made by `python -m pytest_nsbox.policy.features`; change the table there, not this page. -->",
         "",
-        f"Supported is Linux {version(FLOOR)} and newer for boxes of ordinary users, and {version(FLOOR_OF_ROOT)} and",
-        "newer as root. Nothing is decided by a version: `pytest --sandbox-doctor` tries each of these, and where",
-        "one is missing it names the reason and the fix.",
+        f"Supported is Linux {version(FLOOR)} and newer. Nothing is decided by a version: `pytest --sandbox-doctor`",
+        "tries each of these, and where one is missing it names the reason and the fix.",
         "",
         "## Features",
         "",

@@ -53,8 +53,8 @@ class HostMount:
 class HostFacts:
     """What a plan needs to know of the host.
 
-    mode     "shifted" (host id 0 is not mapped into boxes), "nested" (we are in a box ourselves) or "rootless" (we
-             are an ordinary user)
+    mode     "shifted" (host id 0 is not mapped into boxes), "identity" (it is, for files cannot be shown with other
+             ids), "nested" (we are in a box ourselves) or "rootless" (we are an ordinary user)
     mounts   those to be shown in boxes, "/" first
     time_ns  whether the kernel has time namespaces
     passwd, group  texts of those files of /etc
@@ -196,6 +196,13 @@ class ShowSysfs:
 class ShowCgroups:
     """The box's own cgroup directories below /sys/fs/cgroup."""
 
+    readonly: bool = False
+
+
+@record
+class Protect:
+    """Files of the box's /proc that are the kernel's own, read-only."""
+
 
 @record
 class SetReadonly:
@@ -236,7 +243,7 @@ TreeOp: TypeAlias = (
     "Overlay | OverlayImage | ShowMount | Bind | BindInit | MakeWorkdir | MountTmpfs | ShowAgain | MakeDevice "
     "| BindDevice | LetDevice | MakeLink | MakeDirectory | ShowSysfs | SetReadonly"
 )
-InitOp: TypeAlias = "MountOwn | ShowCgroups | SetHostname | LoopbackUp | SetClocks"
+InitOp: TypeAlias = "MountOwn | Protect | ShowCgroups | SetHostname | LoopbackUp | SetClocks"
 
 
 @record
@@ -255,6 +262,7 @@ class Plan:
     user      who the test runs as, if not root: (uid, gid); what boxes share with the host is shown as this user's
     image     whether the root is an image
     synced    whether what a test syncs goes to the disk: else there is nothing to slow
+    dumpable  whether the memory of its init belongs to a user namespace that those who enter have no power over
     ids       rootless: what our own uid and gid are called in the box
     """
 
@@ -272,6 +280,7 @@ class Plan:
     counted: frozenset[str] = frozenset()
     image: bool = False
     synced: bool = False
+    dumpable: bool = False
     ids: tuple[int, int] | None = None
 
     def sources(self) -> set[tuple[str, str]]:
@@ -289,8 +298,7 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
     rootless = host.mode == "rootless"
     if rootless and spec.privileged:
         raise BoxFailed("privileged: an ordinary user has no rights to leave to a box: run pytest as root")
-    names = image or host
-    user = find_user(spec.user, names.passwd, names.group) if spec.user is not None else None
+    user = find_user(spec.user, (image or host).passwd, (image or host).group) if spec.user is not None else None
     layers = _host_layers(host) if image is None else _image_layers(image)
     tree: list[TreeOp] = [*layers, *_devices(host), *map(LetDevice, spec.devices), ShowSysfs(own_net)]
     if image is not None:
@@ -335,6 +343,7 @@ def make_plan(spec: Spec, host: HostFacts, image: ImageFacts | None = None) -> P
         counted=frozenset({"blkio", "io"}) if live else frozenset(),
         image=image is not None,
         synced=bool(spec.io),
+        dumpable=host.mode in ("rootless", "identity"),
         ids=((user.uid, user.gid) if user is not None else host.ids) if rootless else None,
     )
 
@@ -411,7 +420,9 @@ def _init(spec: Spec, host: HostFacts, *, own_net: bool) -> list[InitOp]:
     if own_net:
         ops.append(MountOwn("sysfs", "/sys", readonly=True))
     if spec.cgroup_view:
-        ops.append(ShowCgroups())
+        ops.append(ShowCgroups(readonly=host.mode == "identity" and not spec.privileged))
+    if host.mode == "identity" and not spec.privileged:
+        ops.append(Protect())
     return ops
 
 

@@ -115,7 +115,7 @@ class Spawner:
         if program.terminal:
             from pytest_nsbox.warden import pseudoterminal  # noqa: F401
         confiner = self._confiner(program.spec)
-        if box.tree.plan.ids is not None:
+        if box.tree.plan.dumpable:
             return _spawn_from_within(
                 box, streams, lambda: self._run(box, program, streams.theirs(), screens, confiner)
             )
@@ -172,7 +172,7 @@ class Spawner:
 
 
 def _spawn_from_within(box: Box, streams: Streams, run: Callable[[], NoReturn]) -> tuple[int, int]:
-    """`Spawner.spawn` for an ordinary user's warden, which has no rights in the pid namespace that it came from:
+    """`Spawner.spawn` for a warden in a user namespace, which has no rights in the pid namespace that it came from:
     nothing could bring it back there.
     """
     from pytest_nsbox.warden.second_fork import SecondFork

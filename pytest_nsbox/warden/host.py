@@ -74,11 +74,6 @@ class Host:
             except KernelError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                if mount.target == "/":
-                    raise BoxFailed(
-                        f"the root's file system ({mount.fstype}) cannot be shown with other ids: {error}; "
-                        "boxes need Linux 5.19 and a root on ext4, xfs, btrfs, f2fs or tmpfs"
-                    ) from None
             else:
                 owner = (at.st_uid, at.st_gid)
                 return HostMount(number, mount.target, writable, directory, stat.S_IMODE(at.st_mode), owner)

@@ -16,7 +16,7 @@ from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.kernel.namespaces import NEWTIME
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
-from pytest_nsbox.policy.plan import LOWER, LoopbackUp, MountOwn, SetClocks, SetHostname, ShowCgroups
+from pytest_nsbox.policy.plan import LOWER, LoopbackUp, MountOwn, Protect, SetClocks, SetHostname, ShowCgroups
 from pytest_nsbox.policy.record import record
 
 TYPE_CHECKING = False
@@ -33,6 +33,8 @@ READY = b"r"
 LARGEST_REPORT = 1 << 16  # bytes
 _MOST_PAGES = 1024
 _CGROUPS = "/sys/fs/cgroup"
+# What Docker makes read-only in a container: they belong to the machine, and open to the host's root.
+_KERNELS_OWN = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 @record
@@ -65,8 +67,8 @@ def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoR
             # Only now: every change of ids takes both back.
             doors.die_with_parent()
             # An ordinary user's pytest, without rights in the namespace that our memory belongs to, could not enter
-            # the box through us.
-            doors.set_dumpable(dumpable=plan.ids is not None)
+            # the box through us; nor could a warden that went into a user namespace after its start.
+            doors.set_dumpable(dumpable=plan.dumpable)
         except KernelError as error:
             report = marshal.dumps((error.call, error.target[:1000], error.errno))
         except BaseException as error:  # noqa: BLE001  # it must not run on in the warden's code
@@ -141,7 +143,10 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
             doors.set_attributes(base, RDONLY | NOSUID | NODEV | NOEXEC, target=_CGROUPS)
             mounts.append((base, _CGROUPS))
             for name, path in shown.cgroups:
-                mounts.append((doors.clone_tree(path), f"{_CGROUPS}/{name}".rstrip("/")))
+                mount = doors.clone_tree(path)
+                if op.readonly:
+                    doors.set_attributes(mount, RDONLY, target=path)
+                mounts.append((mount, f"{_CGROUPS}/{name}".rstrip("/")))
             for name, path in shown.screens:
                 mount = doors.clone_tree(path)
                 doors.set_attributes(mount, RDONLY, target=path)
@@ -159,4 +164,15 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
             doors.attach(again, LOWER + target)
             os.close(again)
     os.close(tree)
+    if any(isinstance(op, Protect) for op in plan.init):
+        _protect(doors)
     os.chdir("/")
+
+
+def _protect(doors: Doors) -> None:
+    for path in _KERNELS_OWN:
+        if os.path.lexists(path):
+            mount = doors.clone_tree(path)
+            doors.set_attributes(mount, RDONLY, target=path)
+            doors.attach(mount, path)
+            os.close(mount)

@@ -9,17 +9,21 @@ import os
 
 from pytest_nsbox.kernel import cgroup, cgroup_v2
 from pytest_nsbox.kernel.cgroup_tree import Group
+from pytest_nsbox.kernel.mount import read_mounts
 from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.hostmounts import parse_mountinfo
 from pytest_nsbox.policy.record import keyword_record
 from pytest_nsbox.warden.ids import find_mode
 
+# Of those that a root lies on; Documentation/filesystems/idmappings.rst and FS_ALLOW_IDMAP in the kernel's source.
+_IDMAPPED = frozenset({"bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "squashfs", "tmpfs", "xfs"})
 _LIMITING = frozenset({"blkio", "cpu", "cpuset", "hugetlb", "io", "memory", "pids"})
 
 
 @keyword_record
 class Outlook:
-    """``mode``: "shifted", "nested" or "rootless"; ``version`` of cgroup, None if no group can be made; ``driver``:
-    "cgroupfs" or "systemd"; ``controllers`` that limits can use.
+    """``mode``: "shifted", "identity", "nested" or "rootless"; ``version`` of cgroup, None if no group can be made;
+    ``driver``: "cgroupfs" or "systemd"; ``controllers`` that limits can use.
     """
 
     mode: str
@@ -31,6 +35,8 @@ class Outlook:
 def look(parent: str | None) -> Outlook:
     """Return it, for the cgroup parent that the user named."""
     mode = find_mode()
+    if mode == "shifted" and not _shows_other_ids():
+        mode = "identity"
     try:
         mounts = cgroup.find_mounts()
     except KernelError:
@@ -49,6 +55,12 @@ def look(parent: str | None) -> Outlook:
             given = systemd.offered()
             return Outlook(mode=mode, version=2 if given else None, driver="systemd", controllers=given)
     return _unified(mode, unified, parent)
+
+
+def _shows_other_ids() -> bool:
+    """Say if the root's file system is of a kind that can be idmapped."""
+    roots = [mount.fstype for mount in parse_mountinfo(read_mounts()) if mount.target == "/"]
+    return bool(roots) and roots[-1] in _IDMAPPED
 
 
 def _unified(mode: str, mount: cgroup.Mount, parent: str | None) -> Outlook:

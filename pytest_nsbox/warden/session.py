@@ -100,7 +100,7 @@ class Session:
             rootless.enter(self.doors)
             self._capabilities = process.Capabilities()
         else:
-            self.maps[None] = box_maps(self.mode)
+            self._choose_ids()
             self.doors.unshare(namespaces.NEWNS)
         os.umask(0)
         self.doors.make_private("/")
@@ -110,6 +110,13 @@ class Session:
         self.host = Host(self.doors, self.mode, seen, self._user_namespaces)
         self._mount_base()
         self.host.clone()
+        if self.mode == "identity":
+            from pytest_nsbox.warden import rootless
+
+            # Only now: whoever is in a user namespace can neither clone what is mounted below a mount nor leave it out.
+            rootless.enter_as_root(self.doors)
+            self._capabilities = process.Capabilities()
+            self.maps[None] = box_maps(self.mode)
         if self.mode == "rootless":
             self.host.find_passages(tuple(place for place in (here, home) if place))
         self.host.hide(find_stale_sockets(("/tmp", "/var/tmp", self._tmpdir)))
@@ -130,6 +137,22 @@ class Session:
             self.cgroups.problems = dict.fromkeys(self.cgroups.problems, problem)
         self.cgroups.open_screens()
         self.make_view_points(tuple(self.cgroups.screened))
+
+    def _choose_ids(self) -> None:
+        """Find out whether boxes' root can be another id than ours."""
+        if self.mode == "shifted":
+            clone = self.doors.clone_tree("/")
+            try:
+                self.doors.set_attributes(clone, idmap=self._user_namespaces.get(None), target="/")
+            except KernelError as error:
+                # The file system cannot, or the kernel is too old.
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+                self.mode = "identity"
+            finally:
+                os.close(clone)
+        if self.mode != "identity":
+            self.maps[None] = box_maps(self.mode)
 
     def _take_scope(self) -> str:
         """Ask systemd for groups of our own where it owns all of them; return why it gave none, or ""."""

@@ -335,7 +335,7 @@ class _Builder:
         let_in(self.doors, self.put, self.mounts["/dev"], op.path, made=self.session.mode == "shifted")
 
     def again(self, op: plans.ShowAgain) -> None:
-        whole = self.session.mode == "rootless" and op.target == "/sys"
+        whole = self.session.mode in ("rootless", "identity") and op.target == "/sys"
         mount = self.doors.clone_tree("", recursive=whole, at=self.mounts[op.target])
         self.put(mount, op.place)
 
@@ -347,7 +347,7 @@ class _Builder:
 
     def sysfs(self, op: plans.ShowSysfs) -> None:
         # What is mounted below cannot be left out by who did not mount it; the box's cgroups go on top.
-        whole = self.session.mode == "rootless" and not op.own
+        whole = self.session.mode in ("rootless", "identity") and not op.own
         mount = self.doors.clone_tree("base" if op.own else "/sys", recursive=whole)
         self.put(mount, "/sys")
         self.doors.set_attributes(mount, RDONLY | NOSUID | NODEV | NOEXEC, recursive=whole, target="/sys")

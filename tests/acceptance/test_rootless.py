@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.acceptance.comparing import ZOO
-from tests.capabilities import cgroup_version
+from tests.capabilities import cgroup_version, require_cgroup_version
 from tests.leftovers import PARENT, cgroup_mounts
 from tests.rootfs import rootfs
 from tests.warden.test_host_filesystems import bind, mount_at, with_own_mounts
@@ -106,7 +107,7 @@ def test_boxes_of_an_ordinary_user(tmpdir_for_all: str) -> None:
     outcome = as_user(files, "--sandbox-all", "-rfE", "--tb=short", "test_rootless.py", tmpdir=tmpdir_for_all)
 
     text = outcome.text
-    assert "3 failed, 13 passed, 2 errors" in text, text
+    assert "3 failed, 14 passed, 2 errors" in text, text
     assert "timed out after 0.3 s (sandbox timeout)" in text
     assert "killed by SIGSEGV" in text
     assert "exited with status 3 before the test ended" in text
@@ -179,6 +180,40 @@ def test_limits_work_where_the_user_was_given_groups(tmpdir_for_all: str) -> Non
 
     assert "1 failed, 1 passed" in outcome.text, outcome.text
     assert "OOM-killed: memory limit 64.0 MiB, peak 64.0 MiB" in outcome.text
+
+
+@pytest.mark.needs("cgroup:memory", "cgroup:pids")
+def test_the_command_of_the_error_delegates_a_group_of_v2(tmpdir_for_all: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_cgroup_version(2)
+    monkeypatch.delenv(PARENT)
+    files: dict[str, str | Path] = {"test_limits.py": LIMITED}
+    refused = as_user(files, "--tb=short", "test_limits.py", tmpdir=tmpdir_for_all)
+    assert "2 errors" in refused.text, refused.text
+    found = re.search(
+        r"mkdir .*/nsbox-\w+: Permission denied; sudo (sh -c '.*'), then pytest in the same shell", refused.text
+    )
+    assert found, refused.text
+
+    def delegate() -> None:
+        # In the command the shell says who it is, as $$; here that is us.
+        command = found[1].replace("'$$'", str(os.getpid()))
+        assert f">nsbox-{USER}/cgroup.procs" in command
+        subprocess.run(["sh", "-c", command], check=True)
+
+    group = Path("/sys/fs/cgroup", f"nsbox-{USER}")
+    try:
+        outcome = as_user(
+            files, "--sandbox-all", "--tb=short", "test_limits.py", tmpdir=tmpdir_for_all, prepare=delegate
+        )
+        left = [path.name for path in group.iterdir() if path.is_dir()]
+    finally:
+        group.rmdir()
+
+    assert "sandbox: every test in a box, rootless" in outcome.text
+    assert "sandbox: cgroup v2 (cgroupfs); on: cpu, cpu_shares, mem, swap, pids" in outcome.text
+    assert "1 failed, 1 passed" in outcome.text, outcome.text
+    assert "OOM-killed: memory limit 64.0 MiB, peak 64.0 MiB" in outcome.text
+    assert left == []
 
 
 @pytest.mark.needs("program:newuidmap", "program:newgidmap")

@@ -153,3 +153,10 @@ def test_holds_boxes_of_its_own():
     done = subprocess.run(inner, capture_output=True, text=True)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     assert not os.path.exists("inner/made")
+
+
+def test_starts_a_container(nsbox):
+    result = nsbox.run(["sh", "-c", "id -u; echo made >/tmp/in-a-container"])
+    assert (result.returncode, result.stdout) == (0, f"{os.getuid()}\n")
+    assert nsbox.run(["sh", "-c", "exit 3"]).returncode == 3
+    assert not os.path.exists("/tmp/in-a-container")

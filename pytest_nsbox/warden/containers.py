@@ -220,6 +220,7 @@ class Containers:
     def _begun(self, container: Container, order: Order, stdin: int, box: Box, error: Exception | None) -> None:
         if error is None and container.removed:
             error = BoxFailed("it was removed before it began")
+            self._leave(box)
             self.server.let_go(box)
         if error is not None:
             self._give_up(container, order, stdin, error)
@@ -329,8 +330,12 @@ class Containers:
         container.counters = container.box.node.read()
         container.status = "exited"
         container.kill()
+        self._leave(container.box)
+
+    def _leave(self, box: Box) -> None:
+        """A box has ended, as far as networks and published ports go."""
         if self.connected is not None:
-            self.connected.leave(container.box)
+            self.connected.leave(box)
 
     def _time_out(self, container: Container) -> None:
         if container.status in ("running", "paused"):
@@ -377,6 +382,8 @@ class Containers:
         if self.by_name.get(container.name) is container:
             del self.by_name[container.name]
         container.kill()
+        if container.box is not None:
+            self._leave(container.box)
         self._clear(container)
 
     def _clear(self, container: Container) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 LARGEST_MESSAGE = 1 << 16
 MOST_DESCRIPTORS = 16
+DROPPED = b"d"
 # What is read of one side before the other has taken it.
 _MOST_WAITING = 1 << 18
 # A server in a box that has just begun is waited for so long.
@@ -94,6 +95,8 @@ class Forwarder:
         if do == "drop":
             for door in self._doors.pop(key, ()):
                 door.close()
+            # The warden waits: who takes the port next must find it free.
+            self._control.send(DROPPED)
             return True
         protocol, targets = rest
         namespace = Namespace(self._elsewhere, fds.pop(0), len(fds))

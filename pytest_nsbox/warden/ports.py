@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 128
 _ATTEMPTS = 20
+_PATIENCE = 5  # seconds
 _BOTH = ("127.0.0.1", "::1")
 
 
@@ -144,9 +145,13 @@ class Ports:
                 raise BoxFailed("the process that carries what leaves networks is gone")
 
     def drop(self, key: str) -> None:
-        """Give up the ports of `key`."""
-        if self._control is not None:
-            self._tell(("drop", key), [])
+        """Give up the ports of `key`: they are free then."""
+        if self._control is not None and self._tell(("drop", key), []):
+            try:
+                self._control.recv(16)
+            except OSError:
+                # It hangs, or somebody killed it: the ports are free then, or soon will be.
+                return
 
     def _tell(self, message: tuple[Any, ...], fds: list[int]) -> bool:
         """Tell the process something; False if it is gone. Raises KernelError if it cannot be started."""
@@ -169,6 +174,8 @@ class Ports:
             keep = (self._elsewhere.home,) if self._elsewhere.home >= 0 else ()
             forwarder.run(theirs.detach(), self._elsewhere, keep)
         theirs.close()
+        # SO_RCVTIMEO, socket(7).
+        ours.setsockopt(SOL_SOCKET, 20, struct.pack("@ll", _PATIENCE, 0))
         self._control = ours
         self._server.watch(self._pidfd, self._ended)
 

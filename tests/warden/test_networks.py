@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_nsbox import BoxFailed
-from pytest_nsbox.container import Box
 from pytest_nsbox.network import Network
 from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.policy.errors import SpecProblems
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
 from tests.warden.boxes import config, run_in, started
+from tests.warden.servers import ASK, ask, python, serve, wait_until
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
-
-# Sends what it is sent, and tells who asked, as long as it lives.
-SERVER = """
-import socket
-server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True)
-print("up", flush=True)
-while True:
-    client, address = server.accept()
-    client.sendall(address[0].removeprefix("::ffff:").encode())
-    client.close()
-"""
-ASK = """
-import socket, sys
-try:
-    with socket.create_connection((sys.argv[1], 7), float(sys.argv[2])) as server:
-        print(server.recv(100).decode(), end="")
-except OSError as error:
-    print(type(error).__name__, error, end="")
-"""
 
 
 @pytest.fixture
@@ -54,28 +34,6 @@ def boxes(warden: Warden) -> Iterator[NsBox]:
 @pytest.fixture
 def lan(boxes: NsBox) -> Network:
     return boxes.network("lan")
-
-
-def python(code: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", code, *arguments]
-
-
-def serve(boxes: NsBox, name: str, net: object) -> Box:
-    box = boxes.start(python(SERVER), name=name, net=net)
-    wait_until(lambda: "up" in box.logs())
-    return box
-
-
-def ask(box: Box, name: str, patience: float = 5.0) -> str:
-    """What the server `name` tells `box`, or the error."""
-    return str(box.exec(python(ASK, name, str(patience)), check=True).stdout)
-
-
-def wait_until(condition, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class TestNetwork:
@@ -213,59 +171,6 @@ def test_a_client_that_is_gone_takes_its_networks_along(warden: Warden, boxes: N
     wait_until(lambda: not is_there())
 
 
-class TestLinks:
-    def test_a_cut_link_is_between_two_boxes_alone(self, boxes: NsBox, lan: Network):
-        one, two, three = (serve(boxes, name, lan) for name in ("one", "two", "three"))
-        lan.cut(one, "two")
-        assert "TimeoutError" in ask(one, str(two.ip), 0.2)
-        assert "TimeoutError" in ask(two, str(one.ip), 0.2)
-        assert ask(one, str(three.ip)) == one.ip
-        assert ask(three, str(two.ip)) == three.ip
-        lan.mend("two", one)
-        assert ask(one, str(two.ip)) == one.ip
-
-    def test_a_disconnected_box_keeps_its_connections(self, boxes: NsBox, lan: Network):
-        web = serve(boxes, "web", lan)
-        client = boxes.start(["sleep", "60"], net=lan)
-        lan.disconnect(web)
-        assert "TimeoutError" in ask(client, str(web.ip), 0.3)
-        lan.connect(web)
-        wait_until(lambda: ask(client, str(web.ip), 1) == client.ip)
-
-    def test_a_rate_is_kept(self, boxes: NsBox):
-        slow = boxes.network(rate="8mbit")
-        receive = (
-            "import socket, time\ns = socket.create_server(('', 7)); print('up', flush=True)\nc, _ = s.accept()\n"
-            "begun = time.monotonic()\nsize = 0\nwhile part := c.recv(65536): size += len(part)\n"
-            "print(size, time.monotonic() - begun)"
-        )
-        sink = boxes.start(python(receive), name="sink", net=slow)
-        wait_until(lambda: "up" in sink.logs())
-        send = "import socket; socket.create_connection(('sink', 7)).sendall(bytes(400_000))"
-        boxes.run(python(send), net=slow, check=True)
-        assert sink.wait(20) == 0
-        size, seconds = sink.logs().split()[1:]
-        assert int(size) == 400_000
-        # A megabyte per second, less what may come in one go.
-        assert 0.3 < float(seconds) < 3
-
-    def test_delay_and_loss_take_netem(self, boxes: NsBox):
-        far = boxes.network("far", delay="100ms", rate="80mbit")
-        try:
-            web = serve(boxes, "web", far)
-        except BoxFailed as error:
-            text = (
-                "network 'far': delay and loss take the kernel's sch_netem, which it does not have (modprobe sch_netem)"
-            )
-            assert str(error) == text
-            return
-        client = boxes.start(["sleep", "60"], net=far)
-        begun = time.monotonic()
-        assert ask(client, str(web.ip)) == client.ip
-        # There and back for the first packet, and there and back for the answer.
-        assert time.monotonic() - begun > 0.35
-
-
 class TestBoxesOfTests:
     def test_a_tests_box_joins_when_it_is_handed_out(self, warden: Warden, boxes: NsBox, lan: Network):
         web = serve(boxes, "web", lan)
@@ -293,10 +198,11 @@ def test_nothing_of_a_network_stays_after_the_warden_was_killed(warden: Warden):
     other = Warden.start(config())
     theirs = NsBox(other.connect, "/")
     try:
-        box = theirs.start(["sleep", "60"], net=theirs.network())
+        box = theirs.start(["sleep", "60"], net=theirs.network(internal=False), publish={7: 0})
         namespace = os.readlink(f"/proc/{box.pid}/ns/net")
         os.kill(other.pid, 9)
         wait_until(lambda: not _somebody_in(namespace))
+        wait_until(lambda: _is_refused(box.ports[7]))
         assert os.listdir("/sys/class/net") == before
     finally:
         theirs.engine.close()
@@ -314,3 +220,8 @@ def _somebody_in(namespace: str) -> bool:
         except OSError:
             continue
     return False
+
+
+def _is_refused(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED

@@ -132,10 +132,8 @@ def test_a_port_that_nobody_listens_on_is_an_error_after_a_while(boxes: NsBox):
     box = boxes.start(["sleep", "60"], publish=80)
     with pytest.raises(ConnectionResetError):
         say(box.ports[80], b"")
-    begun = time.monotonic()
     with pytest.raises(ConnectionResetError):
         say(box.ports[80], b"")
-    assert time.monotonic() - begun < 2
 
 
 def test_the_port_is_free_again_when_the_box_has_ended(boxes: NsBox):
@@ -148,9 +146,10 @@ def test_the_port_is_free_again_when_the_box_has_ended(boxes: NsBox):
             box.kill()
             with contextlib.suppress(ConnectionResetError):
                 assert open_one.recv(10) == b""
-    with boxes.start(python(SERVER), publish={80: port}) as again:
-        assert again.ports == {80: port}
-        assert say(port, b"b") == b"B"
+    for text in (b"b", b"c", b"d"):
+        with boxes.start(python(SERVER), publish={80: port}) as again:
+            assert again.ports == {80: port}
+            assert say(port, text) == text.upper()
 
 
 @pytest.mark.parametrize(

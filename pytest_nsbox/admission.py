@@ -7,6 +7,7 @@ Containers that tests start are not counted: a test that holds its own box and w
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 import time
@@ -45,12 +46,12 @@ def place() -> str:
 class Admission:
     """The claims of one session.
 
-    budget  bytes and CPUs
+    budget  returns bytes and CPUs, at the first box with a limit
     tell    is given a line for the user when a box has waited for a while
     """
 
-    def __init__(self, budget: tuple[float, float], tell: Callable[[str], None]) -> None:
-        self._budget = budget
+    def __init__(self, budget: Callable[[], tuple[float, float]], tell: Callable[[str], None]) -> None:
+        self._budget = functools.cache(budget)
         self._tell = tell
         self._claims: Claims | None = None
         self._admitted: list[Box] = []
@@ -66,7 +67,7 @@ class Admission:
         if held:
             # Somebody who holds what the box of this session waits for may wait for what this one holds.
             claims.set(mem, cpu)
-        elif not claims.claim(mem, cpu, self._budget, self._patiently(box) if wait else None):
+        elif not claims.claim(mem, cpu, self._budget(), self._patiently(box) if wait else None):
             return False
         self._admitted = [*held, box]
         return True
@@ -96,7 +97,7 @@ class Admission:
             _sleep(PERIOD)
             if not told and _now() - began > PATIENCE:
                 told = True
-                self._tell(waiting(box.spec, self._budget))
+                self._tell(waiting(box.spec, self._budget()))
 
         return wait
 

@@ -191,7 +191,7 @@ class Run:
         from pytest_nsbox.placement import Placement
         from pytest_nsbox.protocol import Lockstep
 
-        admission = Admission(settings.budget(self._settings), self._tell)
+        admission = Admission(lambda: settings.budget(self._settings), self._tell)
         self._boxes = Boxes(self._config, self._configured_warden, admission, self._make_kept())
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
         self._config.pluginmanager.register(self._placement, "nsbox-placement")

@@ -51,7 +51,7 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
     that several tests share is told once, with the first of them and the number of the others.
     """
     resolved = Resolved()
-    host = None if settings.off else (host or host_facts(settings))
+    hosts = _Hosts(settings, host)
     cache: dict[tuple[int, ...], Spec | SpecProblems] = {}
     blamed: dict[str, list[str]] = {}
     grouped: list[tuple[pytest.Item, Spec]] = []
@@ -63,7 +63,7 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
         if _wants_box(item, found, settings, problems):
             key = tuple(id(each.layer) for each in found)
             if key not in cache:
-                cache[key] = _build([each.layer for each in found if each.layer], settings, host)
+                cache[key] = _build([each.layer for each in found if each.layer], settings, hosts)
             built = cache[key]
             if isinstance(built, SpecProblems):
                 problems += [str(problem) for problem in built.problems]
@@ -85,9 +85,10 @@ def resolve(items: Sequence[pytest.Item], settings: Settings, host: HostFacts | 
     return resolved
 
 
-def _build(layers: list[Layer], settings: Settings, host: HostFacts | None) -> Spec | SpecProblems:
+def _build(layers: list[Layer], settings: Settings, hosts: _Hosts) -> Spec | SpecProblems:
+    merged = [*layers, *settings.layers]
     try:
-        return Spec.build([*layers, *settings.layers], rootdir=settings.rootdir, host=host)
+        return Spec.build(merged, rootdir=settings.rootdir, host=hosts.facts_for(merged))
     except SpecProblems as error:
         return error
 
@@ -104,16 +105,33 @@ def _told(problem: str, nodeids: list[str]) -> str:
     return f"{nodeids[0]}{more}: {problem}"
 
 
-def host_facts(settings: Settings) -> HostFacts:
-    """The CPUs that are online here, as sysfs lists them (all by number where it is not mounted); what boxes may have
-    together.
+class _Hosts:
+    """What a spec must fit, found out as far as one asks: most runs have boxes without limits, or none."""
+
+    def __init__(self, settings: Settings, given: HostFacts | None) -> None:
+        self._settings = settings
+        self._given = given
+        self._found: dict[bool, HostFacts] = {}
+
+    def facts_for(self, layers: Iterable[Layer]) -> HostFacts | None:
+        if self._settings.off or self._given is not None:
+            return None if self._settings.off else self._given
+        limited = any(name in layer.values for layer in layers for name in ("mem", "cpu"))
+        if limited not in self._found:
+            self._found[limited] = host_facts(self._settings, limited=limited)
+        return self._found[limited]
+
+
+def host_facts(settings: Settings, *, limited: bool = True) -> HostFacts:
+    """The CPUs that are online here, as sysfs lists them (all by number where it is not mounted); where boxes are
+    ``limited``, what they may have together.
     """
     try:
         with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
             cpus = parse_cpuset(file.read().strip())
     except (OSError, ValueError):
         cpus = tuple(range(os.cpu_count() or 1))
-    mem, cpu = budget(settings)
+    mem, cpu = budget(settings) if limited else (None, None)
     return HostFacts(cpus, budget_mem=mem, budget_cpu=cpu)
 
 

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from pytest_nsbox import settings
 from pytest_nsbox.options import Settings, read_value
 from pytest_nsbox.policy.keys import KEYS
+from pytest_nsbox.policy.spec import Layer
 from pytest_nsbox.settings import host_facts
 
 # argparse of Python 3.13.0 warns of its own accord when pytest 9 parses; later patch releases do not.
@@ -513,3 +515,12 @@ def test_the_cpus_of_the_host_are_told_by_number():
     cpus = host_facts(Settings()).cpus
     assert cpus
     assert cpus == tuple(sorted(set(cpus)))
+
+
+def test_what_boxes_may_have_together_is_looked_up_only_for_limits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(settings, "budget", lambda _settings: (1e12, 1e3))
+    hosts = settings._Hosts(Settings(), None)
+    assert [
+        getattr(hosts.facts_for([Layer(values, "")]), "budget_mem", None)
+        for values in ({}, {"pids": 5}, {"cpu": "5%"}, {"mem": "64M"})
+    ] == [None, None, 1e12, 1e12]

@@ -103,7 +103,7 @@ class Runs:
         """Make the suite's directory: file name -> text, or a file of the zoo."""
         return write_suite(files, self.pytester.path / where)
 
-    def run(self, directory: Path, *args: str | os.PathLike[str], boxed: bool = True, timeout: float = 60) -> Recorded:
+    def run(self, directory: Path, *args: str | os.PathLike[str], boxed: bool = True, timeout: float = 180) -> Recorded:
         """Run pytest in a directory made by `write`, in boxes or without the plugin."""
         record, log = directory.parent / "record.jsonl", directory.parent / "log.txt"
         for path in (record, log):
@@ -121,7 +121,7 @@ class Runs:
             os.chdir(before)
         return Recorded(result, directory, read_events(record, directory), log.read_text(encoding="utf-8").splitlines())
 
-    def once(self, name: str, files: Mapping[str, str | Path], *args: str, timeout: float = 120) -> Recorded:
+    def once(self, name: str, files: Mapping[str, str | Path], *args: str, timeout: float = 180) -> Recorded:
         """A boxed run that all tests of this process share: the first that asks runs it."""
         if name not in _SHARED:
             _SHARED[name] = self.run(self.write(files, "boxed"), *args, timeout=timeout)

@@ -33,11 +33,11 @@ def test_limits_are_suggested_and_growth_fails_the_run(pytester: pytest.Pytester
         [
             "*= sandbox suggestions =*",
             "test_it.py::test_hungry",
-            '    @pytest.mark.sandbox(mem="??M", pids=8, timeout="5s")',
+            '    @pytest.mark.sandbox(mem="??M", pids=8, timeout="*s")',
             "test_it.py::test_modest",
-            '    @pytest.mark.sandbox(mem="??M", pids=8, timeout="5s")',
+            '    @pytest.mark.sandbox(mem="??M", pids=8, timeout="*s")',
             "for all of them, in the ini:",
-            '    sandbox_defaults = ?"mem=??M", "pids=8", "timeout=5s"?',
+            '    sandbox_defaults = ?"mem=??M", "pids=8", "timeout=*s"?',
             "1 test did not pass and got no suggestion",
         ]
     )

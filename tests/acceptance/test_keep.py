@@ -40,7 +40,7 @@ SUITE: dict[str, str | Path] = {
             open("/tmp/of-one-that-died", "w").close()
             os._exit(3)
 
-        @pytest.mark.sandbox(timeout=0.5, artifacts=["/tmp/of-*"])
+        @pytest.mark.sandbox(timeout=1.5, artifacts=["/tmp/of-*"])
         def test_takes_too_long():
             open("/tmp/of-a-slow-one", "w").close()
             time.sleep(60)

@@ -150,7 +150,7 @@ def test_a_test_that_died_has_a_shell_in_its_box(runs: Runs, terminals: list[Ter
             import os, time
             import pytest
 
-            @pytest.mark.sandbox(timeout=0.5, env={"OF_THE_BOX": "set-by-the-marker"})
+            @pytest.mark.sandbox(timeout=1.5, env={"OF_THE_BOX": "set-by-the-marker"})
             def test_sleeps():
                 open("/opt/of-the-dead", "w").close()
                 time.sleep(60)
@@ -165,7 +165,7 @@ def test_a_test_that_died_has_a_shell_in_its_box(runs: Runs, terminals: list[Ter
     terminal.type("exit\n")
     rest = terminal.read_until("2 failed")
     assert READY not in rest
-    assert re.search(r"timed out after 0\.5 s \(sandbox timeout\)", rest)
+    assert re.search(r"timed out after 1\.5 s \(sandbox timeout\)", rest)
     terminal.process.wait(20)
     assert not os.path.exists("/opt/of-the-dead")
 

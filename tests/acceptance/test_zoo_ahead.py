@@ -37,7 +37,8 @@ def test_a_suite_gives_the_same_answers(runs: Runs, options: tuple[str, ...]):
     assert_same(without_times(plain), without_times(boxed))
 
 
-def test_a_row_of_tests_is_forked_ahead(runs: Runs):
+def test_a_row_of_tests_is_forked_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
     run = runs.run(runs.write(SUITE, "boxed"))
     for before, name in itertools.pairwise(ROW[2:]):
         assert time_of(run, name, "born") < time_of(run, before, "ended")

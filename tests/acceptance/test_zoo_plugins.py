@@ -171,7 +171,7 @@ def test_timeouts_of_pytest_timeout_end_the_test_and_not_the_run(runs: Runs, met
             import time
             import pytest
 
-            @pytest.mark.timeout(0.5)
+            @pytest.mark.timeout(1.5)
             def test_sleeps():
                 print("before sleeping")
                 time.sleep(20)

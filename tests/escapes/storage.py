@@ -81,21 +81,24 @@ def block_device_in_a_shared_path(at: Place) -> None:
     os.close(os.open(at.shared_device, os.O_RDWR))
 
 
+def lift_nodev(at: Place, directory: str, root: str) -> None:
+    """Remount what `directory` lies in, which in a box is the mount at `root`."""
+    if not at.inside:
+        bind(directory, directory, nodev=True)
+    mount("none", root if at.inside else directory, flags=MS_REMOUNT | MS_BIND)
+
+
 @attempt("EPERM", absent=("ENOSYS",))
 def block_device_after_a_remount(at: Place) -> None:
     need_device(at)
-    if not at.inside:
-        bind(at.directory, at.directory, nodev=True)
-    mount("none", "/" if at.inside else at.directory, flags=MS_REMOUNT | MS_BIND)
+    lift_nodev(at, at.directory, "/")
     os.close(os.open(at.device, os.O_RDWR))
 
 
 @attempt("EPERM", absent=("ENOSYS",))
 def block_device_in_a_shared_path_after_a_remount(at: Place) -> None:
     need_device(at)
-    if not at.inside:
-        bind(at.shared, at.shared, nodev=True)
-    mount("none", at.shared, flags=MS_REMOUNT | MS_BIND)
+    lift_nodev(at, at.shared, at.shared)
     os.close(os.open(at.shared_device, os.O_RDWR))
 
 

@@ -56,7 +56,6 @@ def held(host: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
         "nsbox",
         "--sandbox-all",
         *limits,
-        f"--basetemp={base_temp}",
     ]
     done = subprocess.run(
         [*command, f"--basetemp={base_temp}", "-p", "no:cacheprovider", "-q", "--junit-xml=report.xml"],

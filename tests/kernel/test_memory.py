@@ -5,35 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 import resource
-import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pytest_nsbox.kernel import memory
 from pytest_nsbox.policy.errors import KernelError
+from tests.warden.boxes import in_a_process
 
 PAGES = 600
-
-
-def in_child(work: Callable[[], list[int]]) -> list[int]:
-    """What `work` returns in a forked child."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            numbers = work()
-            with open(writer, "wb") as file:
-                file.write(struct.pack(f"{len(numbers)}Q", *numbers))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        data = file.read()
-    os.waitpid(pid, 0)
-    return list(struct.unpack(f"{len(data) // 8}Q", data))
 
 
 @pytest.fixture
@@ -62,13 +43,14 @@ def _find(start: int, end: int, text: bytes) -> int | None:
 
 
 def faults_of_writing(area: mmap.mmap) -> int:
-    def write() -> list[int]:
+    def write() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for number in range(PAGES):
             area[number * memory.PAGE] = 2
-        return [resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    return in_child(write)[0]
+    faults: int = in_a_process(write)
+    return faults
 
 
 def test_a_child_tells_which_pages_it_wrote_to(area: tuple[mmap.mmap, int]):
@@ -81,7 +63,7 @@ def test_a_child_tells_which_pages_it_wrote_to(area: tuple[mmap.mmap, int]):
         return memory.written_since_fork(10_000)
 
     first = address // memory.PAGE
-    told = {page - first for page in in_child(write)}
+    told = {page - first for page in in_a_process(write)}
     assert told.issuperset(wanted)
     assert len(told.intersection(range(PAGES))) < 20
 

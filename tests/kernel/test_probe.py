@@ -103,7 +103,8 @@ def test_a_machine_that_has_everything_is_found_to_have_everything():
 
 
 @pytest.mark.needs("ordinary user", "user namespace")
-def test_an_ordinary_user_gets_namespaces_and_overlay_but_no_groups_of_root():
+def test_an_ordinary_user_gets_namespaces_and_overlay_but_no_groups_of_root(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(probe, "PATIENCE", 60)  # this one try is all tries in one
     look_around()  # imports and codecs first: the interpreter may lie where the user cannot read
     importlib.import_module("pytest_nsbox.kernel.cgroup_delegation")  # which is imported where a refusal is explained
 

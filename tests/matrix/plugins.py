@@ -6,6 +6,18 @@ from tests.matrix.fixtures import OUTER_LOG
 from tests.matrix.options import ALL, SUITE
 from tests.matrix.row import Row, Section
 
+# Suites that know how often a test was tried.
+ATTEMPTS = (
+    OUTER_LOG
+    + """
+    LOG = os.open(os.environ["NSBOX_LOG"], os.O_RDWR | os.O_APPEND)
+
+    def attempt(name):
+        os.write(LOG, f"{name} runs\\n".encode())
+        return os.pread(LOG, 10000, 0).decode().count(f"{name} runs")
+"""
+)
+
 MANY = {
     "test_a.py": """
         import pytest
@@ -210,14 +222,8 @@ PLUGINS = Section(
             "pytest-rerunfailures",
             "1 failed, 2 passed, 4 rerun",
             {
-                "test_flaky.py": OUTER_LOG
+                "test_flaky.py": ATTEMPTS
                 + """
-    LOG = os.open(os.environ["NSBOX_LOG"], os.O_RDWR | os.O_APPEND)
-
-    def attempt(name):
-        os.write(LOG, f"{name} runs\\n".encode())
-        return os.pread(LOG, 10000, 0).decode().count(f"{name} runs")
-
     @pytest.fixture
     def inner():
         yield
@@ -241,15 +247,9 @@ PLUGINS = Section(
             "flaky",
             "1 failed, 2 passed",
             {
-                "test_flaky.py": OUTER_LOG
+                "test_flaky.py": ATTEMPTS
                 + """
     from flaky import flaky
-
-    LOG = os.open(os.environ["NSBOX_LOG"], os.O_RDWR | os.O_APPEND)
-
-    def attempt(name):
-        os.write(LOG, f"{name} runs\\n".encode())
-        return os.pread(LOG, 10000, 0).decode().count(f"{name} runs")
 
     @flaky(max_runs=4, min_passes=1)
     def test_third_time():

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tests.patience  # noqa: F401 - a setting for all of hypothesis
 from pytest_nsbox.relay import (
     MAX_FRAME,
     Channel,

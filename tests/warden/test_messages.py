@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tests.patience  # noqa: F401 - a setting for all of hypothesis
 from pytest_nsbox.policy.record import fields
 from pytest_nsbox.warden import messages as m
 

@@ -1,0 +1,102 @@
+"""What stands in the way of boxes, made for real where a machine lets us; the doctor names cause and fix."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.leftovers import PARENT, cgroup_mounts
+
+pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
+
+DOCTOR = "from pytest_nsbox.doctor import examine, tell; import sys; print(*tell(examine(*sys.argv[1:])), sep='\\n')"
+# Docker's default profile, as far as boxes meet it: clone3 gets ENOSYS, so that the C library falls back to clone.
+FILTERED = """
+import platform, struct
+from pytest_nsbox.kernel import libc
+assert platform.machine() == "x86_64"
+answers = {272: 1, 308: 1, 165: 1, 155: 1, 428: 1, 429: 1, 430: 1, 435: 38}  # unshare setns mount pivot_root ... clone3
+program = [struct.pack("=HBBI", 0x20, 0, 0, 0)]
+for number, answer in answers.items():
+    program.append(struct.pack("=HBBI", 0x15, 0, 1, number))
+    program.append(struct.pack("=HBBI", 0x06, 0, 0, 0x00050000 | answer))
+program.append(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
+code = libc.Buffer(b"".join(program))
+header = libc.Buffer(struct.pack("@HP", len(program), code.address))
+libc.call("prctl", "PR_SET_NO_NEW_PRIVS", 38, 1, 0, 0, 0)
+libc.call("prctl", "PR_SET_SECCOMP", 22, 2, header.address, 0, 0)
+"""
+
+
+def doctor(*before: str, code: str = DOCTOR, parent: str | None = None, container: str = "") -> str:
+    """The doctor's text in a process that is started by the command `before`."""
+    environment = {**os.environ, "container": container} if container else dict(os.environ)
+    command = [*before, sys.executable, "-c", code, *([parent] if parent else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def entry(text: str, name: str) -> str:
+    """What is told of one capability: why, what is lost, and the fix."""
+    lines = text.partition(f" {name}  ")[2].splitlines() or [""]
+    more = itertools.takewhile(lambda line: line.startswith("          "), lines[1:])
+    return "\n".join(line.strip() for line in (lines[0], *more))
+
+
+@pytest.mark.needs("32-bit system calls")  # so this is an x86
+def test_the_seccomp_profile_of_docker() -> None:
+    drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    text = doctor(*drop, code=FILTERED + DOCTOR, container="docker")
+    told = entry(text, "user namespaces")
+    assert "unshare user,uts: Operation not permitted (the docker container forbids it)" in told, text
+    assert "fix: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined" in told
+    assert "clone3 0x0: Function not implemented (the docker container forbids it)" in entry(text, "clone3")
+    assert "under a seccomp filter" in text
+    assert "Tests cannot run in boxes here" in text
+
+
+def test_a_machine_that_counts_no_user_namespaces() -> None:
+    # The sysctl belongs to the user namespace that it is set in.
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    told = entry(doctor("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"), "user namespaces")
+    assert "(user.max_user_namespaces is 0, or user namespaces are nested too deep)" in told
+    assert "fix: sysctl -w user.max_user_namespaces=15000" in told
+
+
+@pytest.mark.needs("cgroup:memory")
+def test_control_groups_that_are_mounted_read_only() -> None:
+    points = " ".join(point for point, _, _ in cgroup_mounts())
+    script = f'for point in {points}; do mount -o remount,ro,bind "$point"; done; exec "$@"'
+    told = entry(doctor("unshare", "--mount", "sh", "-c", script, "sh", parent=os.environ.get(PARENT)), "cgroup")
+    assert "Read-only file system" in told, told
+    assert "fix: mount it read-write: mount -o remount,rw, or docker run --privileged" in told
+
+
+@pytest.mark.needs("cgroup:memory")
+def test_a_group_outside_the_own_cgroup_namespace() -> None:
+    """The path in /proc/self/cgroup begins with `..` then."""
+    above = (os.environ.get(PARENT) or "").strip("/")
+    groups = [Path(point, above, f"outside-{os.getpid()}") for point, _, _ in cgroup_mounts()]
+    made = [path for group in groups for path in (*reversed(group.parents), group) if not path.exists()]
+    for path in made:
+        path.mkdir()
+        if "cpuset" in str(path):
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                (path / file).write_text((path.parent / file).read_text())
+    try:
+        inside = "; ".join(f"echo $$ >{group}/cgroup.procs" for group in groups)
+        outside = "; ".join(f"echo $$ >{group.parent}/cgroup.procs" for group in groups)
+        # The shell is exec'd into the new namespace: it is the group that it is in then.
+        script = f'{inside}; exec unshare --cgroup sh -c \'{outside}; exec "$@"\' sh "$@"'
+        told = entry(doctor("sh", "-c", script, "sh"), "cgroup")
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+    assert "the own group of this process is not below a cgroup mount" in told, told
+    assert "fix: enter a new cgroup namespace, or name a group: --sandbox-cgroup-parent=/nsbox" in told

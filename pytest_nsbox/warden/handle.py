@@ -66,8 +66,8 @@ class Box:
         self.lapping = False  # it was asked what it used so far, and nobody has taken the answer
 
     def is_alive(self) -> bool:
-        """Say if its init is."""
-        return not process.has_ended(self.pidfd)
+        """Say if its init is, as far as we know: not once the box was given back."""
+        return self.pidfd >= 0 and not process.has_ended(self.pidfd)
 
     def before_fork(self) -> None:
         """Make our next child be born in the box's pid namespace. No thread may be started until

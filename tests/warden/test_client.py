@@ -80,6 +80,17 @@ def test_two_boxes_at_once_do_not_see_each_other() -> None:
         second.release()
 
 
+def test_a_box_is_alive_until_it_is_killed_or_given_back() -> None:
+    with started() as warden:
+        killed, returned = warden.acquire(Spec()), warden.acquire(Spec())
+        killed.kill()
+        wait_for_inits(warden, 1)
+        assert (killed.is_alive(), returned.is_alive()) == (False, True)
+        killed.release()
+        returned.release()
+        assert (killed.is_alive(), returned.is_alive()) == (False, False)
+
+
 def test_boxes_made_after_a_new_configuration_have_its_paths(tmp_path: Path) -> None:
     first = config()
     with started() as warden:

@@ -171,6 +171,26 @@ def test_a_client_that_is_gone_takes_its_networks_along(warden: Warden, boxes: N
     wait_until(lambda: not is_there())
 
 
+class TestLinks:
+    def test_a_cut_link_is_between_two_boxes_alone(self, boxes: NsBox, lan: Network):
+        one, two, three = (serve(boxes, name, lan) for name in ("one", "two", "three"))
+        lan.cut(one, "two")
+        assert "TimeoutError" in ask(one, str(two.ip), 0.2)
+        assert "TimeoutError" in ask(two, str(one.ip), 0.2)
+        assert ask(one, str(three.ip)) == one.ip
+        assert ask(three, str(two.ip)) == three.ip
+        lan.mend("two", one)
+        assert ask(one, str(two.ip)) == one.ip
+
+    def test_a_disconnected_box_keeps_its_connections(self, boxes: NsBox, lan: Network):
+        web = serve(boxes, "web", lan)
+        client = boxes.start(["sleep", "60"], net=lan)
+        lan.disconnect(web)
+        assert "TimeoutError" in ask(client, str(web.ip), 0.3)
+        lan.connect(web)
+        wait_until(lambda: ask(client, str(web.ip), 1) == client.ip)
+
+
 class TestBoxesOfTests:
     def test_a_tests_box_joins_when_it_is_handed_out(self, warden: Warden, boxes: NsBox, lan: Network):
         web = serve(boxes, "web", lan)

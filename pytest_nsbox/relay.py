@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_FRAME: Final = 1 << 30  # bytes; a longer length means that the test scribbled over our descriptor
+LONGEST: Final = 1 << 24  # characters of one text: JSON makes up to six bytes of each, a report has some eight such
 _LENGTH: Final = struct.Struct(">I")
 _TYPE_NAMES: Final = ("$report_type", "_report_type", "_subtest.context")
 _MARKED: Final = "nsbox_marked"
@@ -172,7 +173,19 @@ def report_to_data(config: pytest.Config, report: pytest.TestReport) -> Frame:
     properties = data.get("user_properties")
     if properties:
         data["user_properties"] = [(name, _property_value(value)) for name, value in properties]
-    return dict(data)
+    return {name: shortened(value) for name, value in data.items()}
+
+
+def shortened(value: Any) -> Any:
+    """Plain data with the middle of texts left out that are longer than `LONGEST`."""
+    if isinstance(value, str) and len(value) > LONGEST:
+        left_out = len(value) - LONGEST
+        return f"{value[: LONGEST // 2]}\n[{left_out} characters left out here]\n{value[-LONGEST // 2 :]}"
+    if isinstance(value, dict):
+        return {key: shortened(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shortened(each) for each in value]
+    return value
 
 
 _SILENT: Final = frozenset(
@@ -325,7 +338,7 @@ def exception_to_data(error: BaseException) -> list[str]:
         text = str(error)
     except Exception:  # noqa: BLE001 - the user's own __str__
         text = ""
-    return [type(error).__module__, type(error).__qualname__, text]
+    return [type(error).__module__, type(error).__qualname__, shortened(text)]
 
 
 def exception_from_data(data: list[str]) -> BaseException:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.patience  # noqa: F401 - a setting for all of hypothesis
+from pytest_nsbox import relay
 from pytest_nsbox.relay import (
     MAX_FRAME,
     Channel,
@@ -259,3 +260,14 @@ def test_plain_data_is_what_json_returns_unchanged():
     for _ in range(10):
         deep = [deep]
     assert not is_plain(deep)
+
+
+def test_texts_that_are_too_long_for_anybody_lose_their_middle(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(relay, "LONGEST", 10)
+    cut = "01234\n[3 characters left out here]\n89012"
+    data = {"longrepr": {"reprcrash": ["0123456789012", 7, None]}, "sections": [("head", "0123456789")]}
+    assert relay.shortened(data) == {
+        "longrepr": {"reprcrash": [cut, 7, None]},
+        "sections": [["head", "0123456789"]],
+    }
+    assert relay.exception_to_data(ValueError("0123456789012"))[2] == cut

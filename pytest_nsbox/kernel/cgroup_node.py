@@ -241,6 +241,9 @@ def write_limit(group: Group, write: Write) -> None:
     try:
         group.write(write.file, write.value)
     except KernelError as error:
+        if error.errno == errno.EINVAL and write.file == "cpu.cfs_quota_us":
+            # On v2 the stricter limit holds; v1 wants every group to have less than the one above.
+            raise BoxFailed(f"{error} (a group above it allows less: lower cpu=, or raise its quota)") from None
         if error.errno != errno.ENOENT:
             raise
         if write.fallback is None:

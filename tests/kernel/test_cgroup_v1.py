@@ -11,7 +11,8 @@ import pytest
 
 from pytest_nsbox.kernel import cgroup
 from pytest_nsbox.kernel.cgroup_node import Session
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.limits import cgroup_writes
 from pytest_nsbox.policy.spec import Spec
 from tests.capabilities import require, require_cgroup_version
 from tests.kernel.cgroups import limit, node_of, opened, run, started
@@ -43,6 +44,17 @@ def test_cpus_that_the_machine_lacks_are_refused_by_name(session):
     require("cgroup:cpuset")
     with pytest.raises(KernelError, match=r"^write '4000' to /.*/cpuset\.cpus: "):
         session.make("box", [limit("cpuset", "cpuset.cpus", "4000")], None)
+
+
+def test_more_cpu_than_a_group_above_has_is_told(session):
+    with node_of(session, Spec(cpu=0.5)) as node:
+        above = views(node)["cpu"].parent
+        above.joinpath("cpu.cfs_quota_us").write_text("50000")
+        reason = (
+            r"cpu\.cfs_quota_us: Invalid argument \(a group above it allows less: lower cpu=, or raise its quota\)$"
+        )
+        with pytest.raises(BoxFailed, match=reason):
+            session.make("other", cgroup_writes(Spec(cpu=1), 1), None)
 
 
 def test_a_box_joins_the_counting_hierarchies_and_those_of_its_limits(session):

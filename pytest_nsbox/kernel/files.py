@@ -53,6 +53,30 @@ def open_directory(path: str, at: int | None = None) -> int:
     return attempt("open", path, os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
 
 
+def copy_data(source: int, to: int) -> None:
+    """Copy what is in a file to an empty one, both by descriptor, holes as holes: one of a terabyte may hold nothing.
+    Raises OSError.
+    """
+    size = os.fstat(source).st_size
+    os.ftruncate(to, size)
+    end = 0
+    while end < size:
+        try:
+            at = os.lseek(source, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        end = min(os.lseek(source, at, os.SEEK_HOLE), size)
+        os.lseek(source, at, os.SEEK_SET)
+        os.lseek(to, at, os.SEEK_SET)
+        while at < end:
+            sent = os.sendfile(to, source, None, end - at)
+            if not sent:  # it has become shorter
+                return
+            at += sent
+
+
 class Descent:
     """A way down a tree of directories and up again, with one descriptor: a tree can be deeper than a path is long and
     than there are descriptors.

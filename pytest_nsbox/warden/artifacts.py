@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.messages import Release
 
 _MESSAGE = 1 << 16
-_BLOCK = 1 << 20
 
 
 def copy_out(doors: Doors, box: Box, request: Release) -> tuple[list[str], list[str]]:
@@ -236,32 +235,8 @@ def _copy(source: int, name: str, link: str, target: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         writer = os.open(base, flags, at.st_mode & 0o777 | 0o600, dir_fd=directory)
         try:
-            _copy_data(source, writer, at.st_size)
+            files.copy_data(source, writer)
         finally:
             os.close(writer)
     finally:
         os.close(directory)
-
-
-def _copy_data(source: int, writer: int, size: int) -> None:
-    """Copy `size` bytes, holes as holes: a file of a terabyte may hold nothing."""
-    os.ftruncate(writer, size)
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(source, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        os.lseek(source, start, os.SEEK_SET)
-        os.lseek(writer, start, os.SEEK_SET)
-        while start < end and (block := os.read(source, min(_BLOCK, end - start))):
-            view = memoryview(block)
-            while view:
-                view = view[os.write(writer, view) :]
-            start += len(block)
-        if start < end:
-            # It has become shorter.
-            return

@@ -130,21 +130,7 @@ class _Copy:
 
 
 def _copy_file(source: int, to: int) -> None:
-    size = os.fstat(source).st_size
-    os.ftruncate(to, size)
-    at = 0
-    while at < size:
-        try:
-            begin = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # nothing but a hole is left
-                raise
-            break
-        at = os.lseek(source, begin, os.SEEK_HOLE)
-        os.lseek(source, begin, os.SEEK_SET)
-        os.lseek(to, begin, os.SEEK_SET)
-        while begin < at and (sent := os.sendfile(to, source, None, at - begin)):
-            begin += sent
+    files.copy_data(source, to)
     _be_like(to, source)
 
 

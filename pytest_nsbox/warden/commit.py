@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from pytest_nsbox.kernel import files, mount
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
@@ -57,14 +58,27 @@ def _root_of(tree: Tree) -> int:
 
 
 def _left_out(tree: Tree, upper: int, workdir: str | None) -> set[str]:
-    """Return what something is mounted on, and directories that were made for that alone."""
+    """Return what something is mounted on, directories that were made for that alone, what the box began without."""
     found = {op.target for op in tree.plan.tree if isinstance(op, Bind | BindInit | MountTmpfs)} | set(OWN)
     found |= {layer.target for layer in tree.layers[1:]}
+    found |= {path for path in tree.hidden if _is_whiteout(upper, path)}
     for path in sorted(tree.made, key=lambda path: path.count("/"), reverse=True):
         wanted = workdir is not None and f"{workdir}/".startswith(f"{path}/")
         if not wanted and all(f"{path}/{name}" in found for name in _names(upper, path)):
             found.add(path)
     return found
+
+
+def _is_whiteout(upper: int, path: str) -> bool:
+    try:
+        fd = mount.open_in(upper, path, os.O_PATH | os.O_NOFOLLOW)
+    except KernelError:
+        return False
+    try:
+        at = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return stat.S_ISCHR(at.st_mode) and at.st_rdev == 0
 
 
 def _names(upper: int, path: str) -> list[str]:

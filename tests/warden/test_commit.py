@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pytest_nsbox.images.store import Store
 from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.warden.client import Warden
 from tests.rootfs import rootfs
+from tests.warden.boxes import started
 
 pytestmark = [pytest.mark.needs("root", "overlay", "user namespace", "debian archive"), pytest.mark.keeps_running]
 
@@ -147,6 +149,22 @@ def test_a_box_with_a_directory_or_the_host_for_a_root(boxes: NsBox, tmp_path: P
         box.wait()
         (layer,) = box.commit().layers
     assert os.listdir(layer) == ["nsbox-new"]
+
+
+def test_sockets_that_boxes_begin_without_are_no_part_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    left = tmp_path / "left"
+    left.mkdir()
+    for name in ("stale", "made-anew"):
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(left / name))
+    with started(tmpdir=str(left)) as warden:
+        made = NsBox(warden.connect, "/")
+        with made.start(["touch", str(left / "made-anew")]) as box:
+            box.wait()
+            (layer,) = box.commit().layers
+        made.close()
+    assert [path.name for path in Path(layer).rglob("*") if not path.is_dir()] == ["made-anew"]
 
 
 def test_what_cannot_be_committed_is_told(boxes: NsBox):

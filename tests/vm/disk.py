@@ -24,7 +24,10 @@ PACKAGES = (
 RUNTIMES = ("openjdk-17-jre-headless", "nodejs", "htop", "busybox", "busybox-static")
 EMPTY = ("dev", "home", "mnt", "proc", "run", "srv", "sys", "tmp", "usr/bin", "usr/lib", "usr/sbin", "var/tmp")
 STANDARD_LIBRARY_NEEDLESS = frozenset({"site-packages", "dist-packages", "test", "idlelib", "ensurepip"})
-CHECKOUT_NEEDLESS = frozenset({".git", ".tox", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
+# And what other environments of tox may be writing just now.
+CHECKOUT_NEEDLESS = frozenset(
+    {".git", ".tox", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "__pycache__", "site"}
+)
 
 
 def make_disk(scratch: str, more: Mapping[str, str], size: str = "4G") -> Path:

@@ -84,9 +84,9 @@ def _cell(row: Row, way: str, found: Mapping[str, Compared], number: int) -> str
 def _cell_of(row: Row, version: str, found: Mapping[str, Compared], number: int) -> str:
     """All ways in one cell, for another pytest."""
     if not applies(row, version):
-        return "no such feature"
+        return f"since pytest {row.at_least}"
     differing = [way for way, lines in found[row.feature].found.items() if lines]
-    return f"{', '.join(differing)} differ: [reason {number}](#reasons)" if differing else "same"
+    return f"differs ({', '.join(differing)}): [reason {number}](#reasons)" if differing else "same"
 
 
 def _escaped(text: str) -> str:

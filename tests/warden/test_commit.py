@@ -76,16 +76,16 @@ def test_mounts_and_the_init_layer_stay_out(boxes: NsBox, tmp_path: Path):
         "volumes": ["data:/data/deep", f"{tmp_path}/bound:/bound", "only:/new/only"],
         "tmpfs": ["/scratch"],
     }
-    script = "for d in /data /data/deep /bound /new/only /scratch /dev /work; do echo x > $d/file; done; "
+    script = "for d in /data /data/deep /bound /new/only /scratch /dev /home/app; do echo x > $d/file; done; "
     with boxes.start(
-        ["sh", "-c", script + "echo x >> /etc/hosts; echo x > /etc/other"], rootfs="base", workdir="/work", **mounts
+        ["sh", "-c", script + "echo x >> /etc/hosts; echo x > /etc/other"], rootfs="base", workdir="/home/app", **mounts
     ) as box:
         assert box.wait() == 0
         image = box.commit()
     layer = Path(image.layers[-1])
     files = sorted(str(path.relative_to(layer)) for path in layer.rglob("*") if not path.is_dir())
-    assert files == ["data/file", "etc/other", "work/file"]
-    assert sorted(path.name for path in layer.iterdir()) == ["data", "etc", "work"]
+    assert files == ["data/file", "etc/other", "home/app/file"]
+    assert sorted(path.name for path in layer.iterdir()) == ["data", "etc", "home"]
     assert list((layer / "data").iterdir()) == [layer / "data/file"]
 
 

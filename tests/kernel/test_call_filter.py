@@ -91,7 +91,8 @@ def test_ordinary_programs_run():
 
 
 def test_what_a_capability_unlocks_reaches_the_kernel():
-    assert confined(ALL, lambda: result(number_of("mount"))) == "EFAULT"
+    # What the kernel says of pointers to nowhere; user-mode Linux has no memory for the names.
+    assert confined(ALL, lambda: result(number_of("mount"))) in ("EFAULT", "ENOMEM")
     assert confined(ALL, lambda: result(number_of("keyctl"))) == "EPERM"
 
 

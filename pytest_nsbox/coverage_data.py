@@ -1,13 +1,15 @@
 """Coverage of forked tests: measured in the child, sent as plain data, added to pytest's own measurement.
 
 Coverage.py keeps what it measured in the memory of its collector until it is saved. The child sends its collector's
-data instead of saving them; nothing touches a data file. (``CoverageData.dumps()`` would be SQL that the parent
-executes: not from a sandboxed test.)
+data instead of saving them. Data files that other processes of the test save end with its box, so the child reads them
+first. (``CoverageData.dumps()`` would be SQL that the parent executes: not from a sandboxed test. No more is a file.)
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from pytest_nsbox.real import os
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,8 +29,9 @@ def _current() -> Any:
 class Measured:
     """In the child: stands in for the collector's `CoverageData` and keeps what it is given."""
 
-    def __init__(self, collector: Any) -> None:
+    def __init__(self, collector: Any, files: Files | None, *, branch: bool) -> None:
         self._collector = collector
+        self._files, self._branch = files, branch
         self._context = getattr(collector.covdata, "_current_context", None) or ""
         self._data: Data = {}
 
@@ -40,15 +43,45 @@ class Measured:
             return None
         collector = found._collector
         collector._clear_data()
-        measured = cls(collector)
+        files = Files(collector.covdata.base_filename()) if _is_saved_by_others(found.config) else None
+        measured = cls(collector, files, branch=bool(found.config.branch))
         collector.covdata = measured
         return measured
 
     def collect(self) -> Data:
         """What the child measured since the last call, as plain data."""
         self._collector.flush_data()
+        for path in self._files.new() if self._files is not None else ():
+            self._add_file(path)
         data, self._data = self._data, {}
         return data
+
+    def _add_file(self, path: str) -> None:
+        """Take in what another process saved, if it is what this measurement can hold."""
+        from coverage import CoverageData
+        from coverage.exceptions import CoverageException
+
+        try:
+            saved = CoverageData(path)
+            saved.read()
+            if saved.has_arcs() is not self._branch:
+                return
+            for context in saved.measured_contexts():
+                saved.set_query_context(context)
+                self._add_context(context, saved)
+        except (CoverageException, OSError):
+            return  # cut short by the end of its process
+
+    def _add_context(self, context: str, saved: Any) -> None:
+        before, self._context = self._context, context
+        for file in saved.measured_files():
+            if self._branch:
+                self.add_arcs({file: saved.arcs(file) or ()})
+            else:
+                self.add_lines({file: saved.lines(file) or ()})
+            if tracer := saved.file_tracer(file):
+                self.add_file_tracers({file: tracer})
+        self._context = before
 
     def _of_context(self, kind: str) -> dict[str, list[Any]]:
         return self._data.setdefault(self._context, {}).setdefault(kind, {})
@@ -72,6 +105,38 @@ class Measured:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"coverage asked the sandboxed test's data for {name!r}")
+
+
+class Files:
+    """The data files that appear beside a measurement's own, each told once."""
+
+    def __init__(self, base: str) -> None:
+        self._directory, name = os.path.split(base)
+        self._prefix = f"{name}."
+        self._known = self._names()
+
+    def new(self) -> list[str]:
+        """Paths of those that are whole: a journal of SQLite lies beside one that is being written."""
+        found = self._names()
+        new = found - self._known
+        whole = {name for name in new if not name.endswith("-journal") and f"{name}-journal" not in found}
+        self._known |= whole
+        return [os.path.join(self._directory, name) for name in sorted(whole)]
+
+    def _names(self) -> set[str]:
+        try:
+            return {name for name in os.listdir(self._directory) if name.startswith(self._prefix)}
+        except OSError:  # the box has no such directory
+            return set()
+
+
+def _is_saved_by_others(config: Any) -> bool:
+    """Say if processes that a test starts are measured: by coverage's settings, or by its older variable."""
+    return bool(
+        getattr(config, "patch", None)
+        or "multiprocessing" in (getattr(config, "concurrency", None) or ())
+        or "COVERAGE_PROCESS_START" in os.environ
+    )
 
 
 class Gathered:

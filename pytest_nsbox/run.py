@@ -255,25 +255,26 @@ class Run:
         return str(base.parent if self._is_worker else base)
 
     def _read_write_paths(self) -> tuple[str, ...]:
+        found = (self._cache_directory(), _hypothesis_directory())
+        return tuple(directory for directory in found if directory is not None and os.path.isdir(directory))
+
+    def _cache_directory(self) -> str | None:
         cache = getattr(self._config, "cache", None)
         if cache is None:
-            return ()
-        directory = Path(cache._cachedir)
-        if not directory.is_dir():
+            return None
+        if not os.path.isdir(cache._cachedir):
             with contextlib.suppress(OSError):  # a read-only checkout: pytest warns of it when it writes
                 cache.mkdir("nsbox").rmdir()
-        return (str(directory),) if directory.is_dir() else ()
+        return str(cache._cachedir)
 
     def _remove_links(self) -> None:
-        """Take links out of pytest's cache, where tests write too: pytest would write through them, as itself."""
-        cache = getattr(self._config, "cache", None)
-        if cache is None:
-            return
-        for directory, folders, names in os.walk(cache._cachedir):
-            for name in (*folders, *names):
-                path = os.path.join(directory, name)
-                if os.path.islink(path):
-                    os.unlink(path)
+        """Take links out of the caches where tests write too: pytest's process would write through them, as itself."""
+        for cache in self._read_write_paths():
+            for directory, folders, names in os.walk(cache):
+                for name in (*folders, *names):
+                    path = os.path.join(directory, name)
+                    if os.path.islink(path):
+                        os.unlink(path)
 
     def guard(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
         """The context of one item's protocol; None where no box is concerned."""
@@ -323,3 +324,19 @@ class Run:
             if warden is not None:
                 warden.close()
         self._ending = self._warden = None
+
+
+def _hypothesis_directory() -> str | None:
+    """Where hypothesis keeps the examples that failed, and tables that take it half a second to make anew.
+
+    There once the suite has imported it: made as hypothesis makes it.
+    """
+    configuration: Any = sys.modules.get("hypothesis.configuration")
+    if configuration is None:
+        return None
+    directory = configuration.storage_directory(intent_to_write=False)
+    if hasattr(directory, "create_if_missing"):
+        with contextlib.suppress(OSError):  # a read-only checkout: hypothesis keeps its examples in memory
+            directory.create_if_missing()
+        return str(directory.path)
+    return str(directory)  # of versions that return the path; not there before something was written

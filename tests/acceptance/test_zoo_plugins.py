@@ -215,10 +215,19 @@ COVERED = {
         def by_a_child():
             return "child"
 
+        def by_another_process(value):
+            if value:
+                return "started"
+            return "forked"
+
         def never():
             return "never"
+
+        if __name__ == "__main__":
+            by_another_process(1)
     """,
     "test_covered.py": """
+        import multiprocessing
         import os
         import subprocess
         import sys
@@ -251,10 +260,27 @@ COVERED = {
             monkeypatch.chdir(tmp_path)
             import other
             assert other.VALUE == 1
+
+        def test_processes(tmp_path, monkeypatch):
+            script = os.path.abspath("covered.py")
+            monkeypatch.chdir(tmp_path)
+            subprocess.run([sys.executable, script], check=True)
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                assert pool.map(covered.by_another_process, [0]) == ["forked"]
+                pool.close()
+                pool.join()
     """,
     "late.py": "VALUE = 1\nif VALUE:\n    VALUE += 1\n",
     "other.py": "VALUE = 1\n\ndef unused():\n    return VALUE\n",
-    ".coveragerc": "[run]\nbranch = True\nomit = recorder.py\n[report]\nshow_missing = True\n",
+    ".coveragerc": """
+        [run]
+        branch = True
+        omit = recorder.py
+        patch = subprocess
+        concurrency = multiprocessing, thread
+        [report]
+        show_missing = True
+    """,
 }
 
 
@@ -269,7 +295,7 @@ def test_coverage_is_the_plain_one(runs: Runs, distributed: bool):
     args = ["--cov=.", "--cov-branch", "--cov-report=json", "--cov-report=term-missing", "--cov-context=test"]
     args += ["-p", "no:hypothesispytest", *(["-n2"] if distributed else [])]
     plain, boxed = runs.both(COVERED, *args)
-    boxed.result.assert_outcomes(passed=5)
+    boxed.result.assert_outcomes(passed=6)
     assert coverage_json(boxed) == coverage_json(plain)
     table = [[line for line in run.terminal() if re.match(r"\w+\.py +\d|TOTAL", line)] for run in (plain, boxed)]
     assert table[0] == table[1]
@@ -427,3 +453,24 @@ def test_hypothesis_finds_and_shows_the_same(runs: Runs):
     assert_same(plain, boxed)
     shown = runs.run(boxed.path, *args, "--hypothesis-show-statistics", "-k", "passes")
     shown.result.stdout.fnmatch_lines(["*Hypothesis Statistics*", "*test_properties.py::test_passes:", "*100 passing*"])
+
+
+def test_hypothesis_tries_first_what_failed_in_the_run_before(runs: Runs):
+    suite = {
+        "test_numbers.py": """
+            import os
+            from hypothesis import given, strategies as st
+
+            LOG = os.open(os.environ["NSBOX_LOG"], os.O_WRONLY | os.O_APPEND)
+
+            @given(st.integers())
+            def test_small(n):
+                os.write(LOG, f"{n}\\n".encode())
+                assert n < 1000
+        """
+    }
+    args = [*load("_hypothesis_pytestplugin"), "-p", "no:cacheprovider"]
+    boxed = runs.run(runs.write(suite, "boxed"), *args)
+    again = runs.run(boxed.path, *args)
+    assert boxed.log[0] == "0"
+    assert again.log[0] == "1000"

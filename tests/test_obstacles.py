@@ -17,19 +17,11 @@ pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 DOCTOR = "from pytest_nsbox.doctor import examine, tell; import sys; print(*tell(examine(*sys.argv[1:])), sep='\\n')"
 # Docker's default profile, as far as boxes meet it: clone3 gets ENOSYS, so that the C library falls back to clone.
 FILTERED = """
-import platform, struct
-from pytest_nsbox.kernel import libc
+import platform
+from tests.filters import refuse
 assert platform.machine() == "x86_64"
 answers = {272: 1, 308: 1, 165: 1, 155: 1, 428: 1, 429: 1, 430: 1, 435: 38}  # unshare setns mount pivot_root ... clone3
-program = [struct.pack("=HBBI", 0x20, 0, 0, 0)]
-for number, answer in answers.items():
-    program.append(struct.pack("=HBBI", 0x15, 0, 1, number))
-    program.append(struct.pack("=HBBI", 0x06, 0, 0, 0x00050000 | answer))
-program.append(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
-code = libc.Buffer(b"".join(program))
-header = libc.Buffer(struct.pack("@HP", len(program), code.address))
-libc.call("prctl", "PR_SET_NO_NEW_PRIVS", 38, 1, 0, 0, 0)
-libc.call("prctl", "PR_SET_SECCOMP", 22, 2, header.address, 0, 0)
+refuse(answers, no_new_privs=True)
 """
 
 

@@ -6,6 +6,7 @@ A mount is made or cloned detached, gets its attributes, and only then a place: 
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 
@@ -114,7 +115,7 @@ def attach(mount: int, target: str, at: int = _AT_FDCWD) -> None:
 def set_attributes(
     mount: int, add: int = 0, remove: int = 0, *, idmap: int | None = None, recursive: bool = False, target: str = ""
 ) -> None:
-    """Change attributes of `mount` (a descriptor of its root).
+    """Change attributes of `mount` (a descriptor of its root; before Linux 5.12 it may be of a clone afterwards).
 
     idmap  descriptor of a user namespace: ids of files are shown through its map; only on a mount that was never
            attached
@@ -125,16 +126,15 @@ def set_attributes(
     attributes = struct.pack("=4Q", add, remove, 0, idmap or 0)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     call = "mount_setattr" if idmap is None else "mount_setattr idmap"
-    libc.syscall(
-        call,
-        target or _name_of(mount),
-        libc.SYS_MOUNT_SETATTR,
-        mount,
-        b"",
-        flags,
-        attributes,
-        len(attributes),
-    )
+    words = (mount, b"", flags, attributes, len(attributes))
+    try:
+        libc.syscall(call, target or _name_of(mount), libc.SYS_MOUNT_SETATTR, *words)
+    except KernelError as error:
+        if error.errno != errno.ENOSYS or idmap is not None or remove:
+            raise
+        from pytest_nsbox.kernel import remount
+
+        remount.set_attributes(mount, add, recursive=recursive, target=target)
 
 
 def make_private(path: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pytest_nsbox.policy.record import keyword_record, record
 
-FLOOR = (5, 12)
+FLOOR = (5, 11)
 
 LINUX = "Linux"
 USERNS = "user namespaces"
@@ -63,7 +63,11 @@ FEATURES = (
     Feature(name=TIME, since=(5, 6), config="CONFIG_TIME_NS", maximum="max_time_namespaces", without="no clock="),
     Feature(name=CLONE3, since=(5, 3)),
     Feature(name=PIDFD, since=(5, 8)),  # setns() by pidfd; pidfd_open alone is 5.3
-    Feature(name=SETATTR, since=(5, 12)),
+    Feature(
+        name=SETATTR,
+        since=(5, 12),
+        without="mounts get their attributes one by one, by mount(2); no idmapped overlay layers",
+    ),
     Feature(name=PROC),
     Feature(name=OVERLAY, since=(5, 11), config="CONFIG_OVERLAY_FS"),  # in a user namespace
     Feature(name=DISK_SCRATCH, without="what tests write lies in memory and counts towards mem="),
@@ -130,8 +134,8 @@ def render_page() -> str:
         "",
         "<!-- Made by `python -m pytest_nsbox.policy.features`; change the table there, not this page. -->",
         "",
-        f"Supported is Linux {version(FLOOR)} and newer. Nothing is decided by a version: `pytest --sandbox-doctor`",
-        "tries each of these, and where one is missing it names the reason and the fix.",
+        f"Supported is Linux {version(FLOOR)} and newer. `pytest --sandbox-doctor` tries each of these, whatever the",
+        "version, and where one is missing it names the reason and the fix.",
         "",
         "## Features",
         "",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # all, -1, is none.
 SHIFTED_ROOT = 4_294_900_000
 SHIFT_MAP = f"0 {SHIFTED_ROOT} 1\n1 1 {SHIFTED_ROOT - 1}\n"
+# Overlays take idmapped layers since this version of Linux; before, a mount can be idmapped and none put on it.
+SHIFTING = (5, 19)
 _ALL = ((0, 0, 4294967295),)
 
 
@@ -28,6 +30,12 @@ def find_mode() -> str:
     if os.geteuid() != 0 or not process.has_capability(process.CAP_SYS_ADMIN):
         return "rootless"
     return "shifted" if namespaces.read_id_map() == _ALL else "nested"
+
+
+def kernel_shifts() -> bool:
+    """Say if this kernel is new enough for boxes whose root is another id than ours."""
+    major, minor, *_ = os.uname().release.split(".")
+    return (int(major), int("".join(char for char in minor if char.isdigit()) or 0)) >= SHIFTING
 
 
 def box_maps(mode: str, user: tuple[int, int] | None = None) -> tuple[str, str]:

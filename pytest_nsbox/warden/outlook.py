@@ -13,7 +13,7 @@ from pytest_nsbox.kernel.mount import read_mounts
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.hostmounts import parse_mountinfo
 from pytest_nsbox.policy.record import keyword_record
-from pytest_nsbox.warden.ids import find_mode
+from pytest_nsbox.warden.ids import find_mode, kernel_shifts
 
 # Of those that a root lies on; Documentation/filesystems/idmappings.rst and FS_ALLOW_IDMAP in the kernel's source.
 _IDMAPPED = frozenset({"bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "squashfs", "tmpfs", "xfs"})
@@ -35,7 +35,7 @@ class Outlook:
 def look(parent: str | None) -> Outlook:
     """Return it, for the cgroup parent that the user named."""
     mode = find_mode()
-    if mode == "shifted" and not _shows_other_ids():
+    if mode == "shifted" and not (kernel_shifts() and _shows_other_ids()):
         mode = "identity"
     try:
         mounts = cgroup.find_mounts()

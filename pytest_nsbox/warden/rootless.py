@@ -16,6 +16,8 @@ from pytest_nsbox.real import text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_nsbox.warden.doors import Doors
 
 _TOOLS = ("newuidmap", "newgidmap")
@@ -65,33 +67,67 @@ def enter(doors: Doors) -> None:
         raise BoxFailed(f"{error}; pytest --sandbox-doctor tells the fix") from None
 
 
-def enter_as_root(doors: Doors) -> None:
-    """Enter a user namespace and a mount namespace of our own in which every id is what it is outside.
+class Outsider:
+    """A process of ours that stays outside when root enters a user namespace: what is mounted there at the beginning
+    cannot be unmounted in it, and so the session's directory not be removed.
 
-    All but the last: a box sees by its map that it is in one. Raises KernelError.
+    It writes the maps of our user namespace, and in the end it removes the directory.
     """
-    everyone = f"0 0 {(1 << 32) - 2}\n"
-    reader, writer = os.pipe()
-    warden = os.getpid()
-    helper = os.fork()
-    if helper == 0:
-        status = 1
-        try:
-            os.close(writer)
-            if os.read(reader, 1):
-                namespaces.write_maps(warden, everyone, everyone)
-                status = 0
-        finally:
-            os._exit(status)
-    os.close(reader)
-    try:
-        doors.unshare(namespaces.NEWUSER | namespaces.NEWNS)
-        os.write(writer, b"g")
-    finally:
+
+    def __init__(self, doors: Doors, remove: Callable[[], None]) -> None:
+        self._doors = doors
+        reader, self._asks = os.pipe()
+        self._hears, writer = os.pipe()
+        warden = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                doors.close_all_but((reader, writer))
+                self._live(warden, reader, writer, remove)
+            finally:
+                os._exit(0)
+        os.close(reader)
         os.close(writer)
-        _, status = os.waitpid(helper, 0)
-    if status != 0:
-        raise BoxFailed("the ids of a user namespace could not be written; pytest --sandbox-doctor tells the fix")
+
+    @staticmethod
+    def _live(warden: int, reader: int, writer: int, remove: Callable[[], None]) -> None:
+        # Nothing to read: the warden has died. The next session finds the directory and what belongs to it.
+        while asked := os.read(reader, 1):
+            try:
+                if asked == b"r":
+                    remove()
+                else:
+                    # All but the last: a box sees by its map that it is in one.
+                    everyone = f"0 0 {(1 << 32) - 2}\n"
+                    namespaces.write_maps(warden, everyone, everyone)
+                answer = ""
+            except (KernelError, OSError) as error:
+                answer = str(error)
+            os.write(writer, answer.encode(errors="replace") + b"\n")
+
+    def enter(self) -> None:
+        """Enter a user namespace and a mount namespace of our own in which every id is what it is outside.
+
+        Raises KernelError or BoxFailed.
+        """
+        self._doors.unshare(namespaces.NEWUSER | namespaces.NEWNS)
+        if problem := self._ask(b"m"):
+            raise BoxFailed(f"{problem}; pytest --sandbox-doctor tells the fix")
+
+    def remove(self) -> None:
+        """Have it remove the directory, and end. Raises BoxFailed."""
+        problem = self._ask(b"r")
+        os.close(self._asks)
+        os.close(self._hears)
+        os.waitpid(self._pid, 0)
+        if problem:
+            raise BoxFailed(problem)
+
+    def _ask(self, what: bytes) -> str:
+        """Have it do `what`; return why it could not, or ""."""
+        os.write(self._asks, what)
+        # An error is one line, and shorter than what a pipe takes at once.
+        return os.read(self._hears, 4096).decode().strip()
 
 
 def _commands(uid: int, gid: int) -> list[list[str]]:

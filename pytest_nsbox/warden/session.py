@@ -31,7 +31,7 @@ from pytest_nsbox.policy.plan import Bind, HostFacts, Plan
 from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import directory
 from pytest_nsbox.warden.host import Host
-from pytest_nsbox.warden.ids import SHIFTED_ROOT, UserNamespaces, box_maps, find_mode
+from pytest_nsbox.warden.ids import SHIFTED_ROOT, UserNamespaces, box_maps, find_mode, kernel_shifts
 from pytest_nsbox.warden.stale import find_stale_sockets
 from pytest_nsbox.warden.tree import Tree
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.doors import Doors
     from pytest_nsbox.warden.image import Images
     from pytest_nsbox.warden.late import Late
+    from pytest_nsbox.warden.rootless import Outsider
     from pytest_nsbox.warden.views import Views
 
 _TTY = 5  # the group of terminals, wherever it has a fixed number
@@ -71,6 +72,7 @@ class Session:
         self.cgroups: CgroupSession | None = None
         self.view_names: set[str] = set()
         self._lock = -1
+        self._outsider: Outsider | None = None
         self._capabilities = process.Capabilities()
         self._trees = 0
         self._inits = 0
@@ -114,7 +116,8 @@ class Session:
             from pytest_nsbox.warden import rootless
 
             # Only now: whoever is in a user namespace can neither clone what is mounted below a mount nor leave it out.
-            rootless.enter_as_root(self.doors)
+            self._outsider = rootless.Outsider(self.doors, self._remove_directory)
+            self._outsider.enter()
             self._capabilities = process.Capabilities()
             self.maps[None] = box_maps(self.mode)
         if self.mode == "rootless":
@@ -140,13 +143,15 @@ class Session:
 
     def _choose_ids(self) -> None:
         """Find out whether boxes' root can be another id than ours."""
+        if self.mode == "shifted" and not kernel_shifts():
+            self.mode = "identity"
         if self.mode == "shifted":
             clone = self.doors.clone_tree("/")
             try:
                 self.doors.set_attributes(clone, idmap=self._user_namespaces.get(None), target="/")
             except KernelError as error:
-                # The file system cannot, or the kernel is too old.
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                # The file system cannot; a filter of system calls may hide that the kernel can.
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
                 self.mode = "identity"
             finally:
@@ -201,20 +206,20 @@ class Session:
         for fd in self.held_volumes.values():
             os.close(fd)
         if self._lock >= 0:
-            attempt(os.chdir, "/")
-            attempt(self._unmount)
-            attempt(directory.remove, self.directory)
+            attempt(self._remove_directory if self._outsider is None else self._outsider.remove)
             os.close(self._lock)
             self._lock = -1
         return problems
 
-    def _unmount(self) -> None:
+    def _remove_directory(self) -> None:
+        os.chdir("/")
         try:
             self.doors.detach(self.directory)
         except KernelError as error:
             # Not mounted yet.
             if error.errno != errno.EINVAL:
                 raise
+        directory.remove(self.directory)
 
     def act_as(self, *, shifted: bool) -> None:
         """Make and access files as root of a box would (or as the host's root again), with all capabilities either way.

@@ -41,11 +41,15 @@ def spawn() -> Spawned:
         os.set_inheritable(theirs.fileno(), True)
         command = [sys.executable, "-I", "-S", "-c", _BOOT, package_parent, str(theirs.fileno())]
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
+        environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
+        # Some interpreters are linked with libraries that are found by it alone.
+        if "LD_LIBRARY_PATH" in os.environ:
+            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         # Ctrl-C is for pytest alone, from the warden's first moment on.
         pid = os.posix_spawn(
             sys.executable,
             command,
-            {"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            environment,
             file_actions=null,
             setsid=True,
             setsigmask=SIGNALS,

@@ -56,6 +56,8 @@ def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: C
         environment = {
             "PATH": os.defpath,
             "TMPDIR": tmpdir,
+            # The interpreter was told to find it where only root may go.
+            "LD_LIBRARY_PATH": str(python / "lib"),
             "PYTHONPATH": ":".join(str(place) for _, place in places[1:]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "USER_ID": str(USER),

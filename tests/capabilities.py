@@ -191,9 +191,8 @@ def _narrow_calls() -> str | None:
 @functools.cache
 def _bridge() -> str | None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.kernel import links, namespaces, netlink; "
-        "namespaces.unshare(namespaces.NEWNET); "
-        "netlink.Netlink(netlink.open_netlink()).do([links.bridge('probe', 10)])"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pytest_nsbox.kernel import links, namespaces; "
+        "namespaces.unshare(namespaces.NEWNET); links.Links().bridge('probe', 10)"
     )
     return _root() or _succeeds(sys.executable, "-c", code, str(Path(__file__).parents[1]))
 

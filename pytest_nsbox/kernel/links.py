@@ -1,168 +1,143 @@
-"""Interfaces, addresses, routes, neighbours and queues, as netlink messages. Source: rtnetlink(7), tc-tbf(8),
-tc-netem(8), the kernel's include/uapi/linux/{if_link,rtnetlink,neighbour,pkt_sched}.h.
+"""Interfaces, addresses, routes, neighbours and queues, through pyroute2. Source: rtnetlink(7), tc-tbf(8), tc-netem(8).
+
+Only the process that `warden.interfaces` starts imports this: pyroute2 is 340 modules, and inits are forks of the
+warden.
 """
 
 from __future__ import annotations
 
-import struct
-from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+import errno
+from _socket import AF_INET, AF_INET6
 
-from pytest_nsbox.kernel.netlink import (
-    CREATE,
-    EXCLUSIVE,
-    REPLACE,
-    Message,
-    Netlink,
-    attribute,
-    attributes,
-    nested,
-    text,
-)  # fmt: skip
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
-_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _GETROUTE = 16, 17, 20, 24, 26
-_NEWNEIGH, _DELNEIGH, _NEWRULE, _NEWQDISC = 28, 29, 32, 36
-_UP = 1
+from pytest_nsbox.policy.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
-_LOCAL, _UNICAST = 2, 1  # kinds of routes
-_MAIN = 254  # the table
+_UNICAST, _LOCAL = 1, 2  # kinds of routes
+_STATIC = 4  # who made a route: an administrator
 _NO_DAD = 0x02
-_PERMANENT = 0x80
-_ROOT = 0xFFFFFFFF
 _LONGEST_WAIT = 0.4  # seconds that a packet may wait for its turn under a rate, as tc's examples have it
 _QUEUE = 10000  # packets that are on their way at the same time
 
 # The end of a frame that nobody has: locally administered, and of no interface of ours.
-NOBODY = bytes((0x02, 0, 0, 0, 0, 0))
+NOBODY = "02:00:00:00:00:00"
 
 
-def _interface(index: int, *, up: bool = True, change: bool = True) -> bytes:
-    return struct.pack("=BxHiII", 0, 0, index, _UP if up else 0, _UP if change else 0)
+def attempt(call: str, target: str, function: Callable[..., object], *arguments: object, **keywords: object) -> Any:
+    """Return what a function of pyroute2 returns; what the kernel refuses is a KernelError."""
+    try:
+        return function(*arguments, **keywords)
+    except NetlinkError as error:
+        raise KernelError(call, target, error.code) from None
+    except OSError as error:
+        raise KernelError(call, target, error.errno or 0) from None
 
 
-def bridge(name: str, index: int) -> Message:
-    """Make a bridge that is up."""
-    body = _interface(index) + attribute(3, text(name)) + nested(18, attribute(1, text("bridge")))
-    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, ("make bridge", name))
+class Links:
+    """Those of the network namespace that we are in when this is made, wherever we go."""
 
+    def __init__(self) -> None:
+        self._route = attempt("socket", "AF_NETLINK", IPRoute)
 
-def veth(name: str, index: int, bridge: int, peer: tuple[str, int, bytes, int]) -> Message:
-    """Make a pair of interfaces: `name`, up and a port of `bridge`, and `peer` (name, index, MAC address and a
-    descriptor of the network namespace that it is in), which cannot be up before there are both.
-    """
-    peer_name, peer_index, mac, namespace = peer
-    other = (
-        _interface(peer_index, up=False, change=False)
-        + attribute(3, text(peer_name))
-        + attribute(1, mac)
-        + attribute(28, struct.pack("=I", namespace))
-    )
-    kind = nested(18, attribute(1, text("veth")), nested(2, attribute(1, other)))
-    body = _interface(index) + attribute(3, text(name)) + attribute(10, struct.pack("=I", bridge)) + kind
-    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, ("make veth", f"{name} {peer_name}"))
+    def close(self) -> None:
+        """Close the socket."""
+        self._route.close()
 
+    def index(self, name: str) -> int:
+        """Return the number of an interface. Raises KernelError."""
+        found: list[int] = attempt("find link", name, self._route.link_lookup, ifname=name)
+        if not found:
+            raise KernelError("find link", name, errno.ENODEV)
+        return found[0]
 
-def remove(name: str, index: int) -> Message:
-    """Remove an interface, and its peer."""
-    return Message(_DELLINK, 0, _interface(index, change=False), ("remove link", name))
+    def bridge(self, name: str, index: int) -> None:
+        """Make a bridge that is up."""
+        attempt("make bridge", name, self._route.link, "add", ifname=name, kind="bridge", index=index, state="up")
 
+    def veth(self, name: str, index: int, bridge: int, peer: tuple[str, str, int]) -> None:
+        """Make a pair of interfaces: `name`, up and a port of `bridge`, and `peer` (name, MAC address and a descriptor
+        of the network namespace that it is in), which cannot be up before there are both.
+        """
+        other = {"ifname": peer[0], "address": peer[1], "net_ns_fd": peer[2]}
+        keys = {"ifname": name, "kind": "veth", "index": index, "master": bridge, "state": "up", "peer": other}
+        attempt("make veth", f"{name} {peer[0]}", self._route.link, "add", **keys)
 
-def switch(name: str, index: int, *, up: bool) -> Message:
-    """Take an interface up or down."""
-    return Message(_NEWLINK, 0, _interface(index, up=up), ("set link", f"{name} {'up' if up else 'down'}"))
+    def remove(self, name: str, index: int) -> None:
+        """Remove an interface, and its peer; one that is gone is no error."""
+        try:
+            attempt("remove link", name, self._route.link, "del", index=index)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
+    def switch(self, name: str, state: str) -> None:
+        """Take an interface "up" or "down"."""
+        attempt("set link", f"{name} {state}", self._route.link, "set", index=self.index(name), state=state)
 
-def _packed(address: str) -> tuple[int, bytes]:
-    family = AF_INET6 if ":" in address else AF_INET
-    return family, inet_pton(family, address)
+    def address(self, value: str, prefix: int, name: str) -> None:
+        """Give an interface an address, for use at once."""
+        keys: dict[str, object] = {"index": self.index(name), "address": value, "prefixlen": prefix}
+        if ":" in value:
+            keys |= {"family": AF_INET6, "flags": _NO_DAD}
+        attempt("add address", f"{value}/{prefix}", self._route.addr, "add", **keys)
 
+    def default_route(self, gateway: str, name: str) -> None:
+        """Send what goes elsewhere to `gateway`."""
+        family = AF_INET6 if ":" in gateway else AF_INET
+        keys = {"gateway": gateway, "oif": self.index(name), "family": family, "proto": _STATIC}
+        attempt("add route", f"default via {gateway}", self._route.route, "add", **keys)
 
-def address(value: str, prefix: int, index: int) -> Message:
-    """Give an interface an address, for use at once."""
-    family, packed = _packed(value)
-    body = struct.pack("=BBBBI", family, prefix, _NO_DAD if family == AF_INET6 else 0, 0, index)
-    # IFA_LOCAL, IFA_ADDRESS
-    body += attribute(2, packed) + attribute(1, packed)
-    return Message(_NEWADDR, CREATE | EXCLUSIVE, body, ("add address", f"{value}/{prefix}"))
+    def take_all(self, version: int, mark: int, table: int) -> None:
+        """Have packets of IPv4 or IPv6 (4 or 6) with `mark` taken for ours, wherever they go. Source: tproxy.rst."""
+        everywhere = {"family": _FAMILIES[version], "dst": "::/0" if version == 6 else "0.0.0.0/0"}
+        # Out of lo, which is number 1.
+        keys = {"type": "local", "scope": "host", "proto": _STATIC, "table": table, "oif": 1}
+        attempt("add route", "local default", self._route.route, "add", **everywhere, **keys)
+        attempt(
+            "add rule", f"fwmark {mark}", self._route.rule, "add", family=_FAMILIES[version], fwmark=mark, table=table
+        )
 
+    def lose(self, neighbour: str, name: str) -> None:
+        """Send what goes to `neighbour` to nobody."""
+        keys = {"dst": neighbour, "lladdr": NOBODY, "ifindex": self.index(name), "state": "permanent"}
+        attempt("set neighbour", neighbour, self._route.neigh, "replace", **keys)
 
-def default_route(gateway: str, index: int) -> Message:
-    """Send what goes elsewhere to `gateway`."""
-    family, packed = _packed(gateway)
-    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _MAIN, 4, 0, _UNICAST, 0)
-    body += attribute(5, packed) + attribute(4, struct.pack("=I", index))
-    return Message(_NEWROUTE, CREATE | EXCLUSIVE, body, ("add route", f"default via {gateway}"))
+    def find_again(self, neighbour: str, name: str) -> None:
+        """Take `lose` back."""
+        attempt("remove neighbour", neighbour, self._route.neigh, "del", dst=neighbour, ifindex=self.index(name))
 
+    def limit(self, name: str, rate: int, below: bool) -> None:  # noqa: FBT001  # called by what a message says
+        """Let an interface send at `rate` bytes per second; `below` the delay of `disturb`."""
+        # What comes in one go must be enough for a timer tick at that rate, and for the largest frame.
+        burst = max(rate // 250, 16 * 1514)
+        most = min(int(rate * _LONGEST_WAIT) + burst, 0x7FFFFFFF)
+        keys = {"handle": "2:", "rate": rate, "burst": burst, "limit": most, **({"parent": "1:1"} if below else {})}
+        attempt("add qdisc", f"tbf on {name}", self._route.tc, "add", "tbf", self.index(name), **keys)
 
-def take_all(family: int, mark: int, table: int) -> list[Message]:
-    """Have packets of `family` (4 or 6) with `mark` taken for ours, wherever they go. Source: tproxy.rst."""
-    local = struct.pack("=BBBBBBBBI", _FAMILIES[family], 0, 0, 0, table, 4, 254, _LOCAL, 0)
-    # Out of lo, which is number 1.
-    local += attribute(4, struct.pack("=I", 1))
-    rule = struct.pack("=BBBBBBBBI", _FAMILIES[family], 0, 0, 0, table, 0, 0, 1, 0)
-    rule += attribute(10, struct.pack("=I", mark))
-    return [
-        Message(_NEWROUTE, CREATE | EXCLUSIVE, local, ("add route", "local default")),
-        Message(_NEWRULE, CREATE | EXCLUSIVE, rule, ("add rule", f"fwmark {mark}")),
-    ]
+    def disturb(self, name: str, delay: float, loss: float) -> None:
+        """Delay what an interface sends by so many seconds, and lose a part of it."""
+        keys = {"handle": "1:", "delay": round(delay * 1e6), "loss": loss * 100, "limit": _QUEUE}
+        attempt("add qdisc", f"netem on {name}", self._route.tc, "add", "netem", self.index(name), **keys)
 
-
-def lose(neighbour: str, index: int) -> Message:
-    """Send what goes to `neighbour` to nobody."""
-    family, packed = _packed(neighbour)
-    body = struct.pack("=BxxxiHBB", family, index, _PERMANENT, 0, 0) + attribute(1, packed) + attribute(2, NOBODY)
-    return Message(_NEWNEIGH, CREATE | REPLACE, body, ("set neighbour", neighbour))
-
-
-def find_again(neighbour: str, index: int) -> Message:
-    """Take `lose` back."""
-    family, packed = _packed(neighbour)
-    body = struct.pack("=BxxxiHBB", family, index, 0, 0, 0) + attribute(1, packed)
-    return Message(_DELNEIGH, 0, body, ("remove neighbour", neighbour))
-
-
-def limit(name: str, index: int, rate: int, *, below: bool) -> Message:
-    """Let an interface send at `rate` bytes per second; `below` the delay of `disturb`."""
-    # What comes in one go must be enough for a timer tick at that rate, and for the largest frame.
-    burst = max(rate // 250, 16 * 1514)
-    # tc_ratespec (linklayer Ethernet: no table wanted), then limit, buffer, mtu; the burst and the rate have 64 bits.
-    spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, min(rate, 0xFFFFFFFF))
-    parameters = spec + bytes(12) + struct.pack("=III", min(int(rate * _LONGEST_WAIT) + burst, 0x7FFFFFFF), 0, 0)
-    options = (attribute(1, parameters), attribute(4, struct.pack("=Q", rate)), attribute(6, struct.pack("=I", burst)))
-    parent = 1 << 16 | 1 if below else _ROOT
-    body = struct.pack("=BxxxiIII", 0, index, 2 << 16, parent, 0)
-    body += attribute(1, text("tbf")) + nested(2, *options)
-    return Message(_NEWQDISC, CREATE | EXCLUSIVE, body, ("add qdisc", f"tbf on {name}"))
-
-
-def disturb(name: str, index: int, delay: float, loss: float) -> Message:
-    """Delay what an interface sends by so many seconds, and lose a part of it."""
-    nanoseconds = round(delay * 1e9)
-    # tc_netem_qopt: latency (in ticks of 64 ns), limit, loss, gap, duplicate, jitter
-    options = struct.pack("=6I", min(nanoseconds >> 6, 0xFFFFFFFF), _QUEUE, round(loss * 0xFFFFFFFF), 0, 0, 0)
-    options += attribute(10, struct.pack("=q", nanoseconds))
-    body = struct.pack("=BxxxiIII", 0, index, 1 << 16, _ROOT, 0)
-    body += attribute(1, text("netem")) + attribute(2, options)
-    return Message(_NEWQDISC, CREATE | EXCLUSIVE, body, ("add qdisc", f"netem on {name}"))
-
-
-def routes(link: Netlink) -> list[tuple[str, str]]:
-    """Return (destination, interface) of every route to a network or an address, of all tables but for the default
-    routes; addresses of the namespace itself are among them.
-    """
-    from _socket import if_indextoname
-
-    found = []
-    for family in (AF_INET, AF_INET6):
-        body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
-        for _, content in link.dump(Message(_GETROUTE, 0, body, ("list routes", ""))):
-            got, length, _, _, _, _, _, kind, _ = struct.unpack_from("=BBBBBBBBI", content)
-            parts = dict(attributes(content[12:]))
-            if got != family or not length or 1 not in parts or kind not in (_UNICAST, _LOCAL):
-                continue
-            index = struct.unpack("=I", parts[4])[0] if 4 in parts else 0
-            try:
-                interface = if_indextoname(index) if index else "?"
-            except OSError:
-                interface = str(index)
-            found.append((f"{inet_ntop(family, parts[1])}/{length}", interface))
-    return found
+    def routes(self) -> list[tuple[str, str]]:
+        """Return (destination, interface) of every route to a network or an address, of all tables but for the default
+        routes; addresses of the namespace itself are among them.
+        """
+        names = {
+            link["index"]: link.get_attr("IFLA_IFNAME") for link in attempt("list links", "", self._route.get_links)
+        }
+        found = []
+        for family in (AF_INET, AF_INET6):
+            for route in attempt("list routes", "", lambda f=family: list(self._route.get_routes(family=f))):
+                there = route.get_attr("RTA_DST")
+                if route["family"] == family and there and route["dst_len"] and route["type"] in (_UNICAST, _LOCAL):
+                    index = route.get_attr("RTA_OIF")
+                    found.append((f"{there}/{route['dst_len']}", str(names.get(index, index or "?"))))
+        return found

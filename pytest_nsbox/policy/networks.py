@@ -110,8 +110,8 @@ def parse_rate(value: object) -> int:
             rate = units.parse_positive_size(value.strip().removesuffix("/s") if isinstance(value, str) else value)
     except (BadValueError, KeyError):
         raise BadValueError("not a rate", RATE) from None
-    if not 125 <= rate < 2**50:
-        raise BadValueError("slower than 1kbit, or faster than the kernel can count", RATE)
+    if not 125 <= rate < 2**32:
+        raise BadValueError("slower than 1kbit, or faster than 34gbit", RATE)
     return rate
 
 

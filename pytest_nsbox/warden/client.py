@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import _socket
 import struct
+import sys
 from contextlib import suppress
 
 from pytest_nsbox.kernel import namespaces, process
@@ -166,8 +167,10 @@ class Warden:
     def _configure(self) -> None:
         if not self._configured:
             config = self._config
+            path = tuple(entry for entry in map(str, sys.path) if os.path.isabs(entry))
+            shared = self._shared()
             self._channel.send(
-                m.Configure(config.tmpdir, config.cgroup_parent, self._shared(), config.pool, config.volumes)
+                m.Configure(config.tmpdir, config.cgroup_parent, shared, config.pool, config.volumes, path)
             )
             self._configured = True
 

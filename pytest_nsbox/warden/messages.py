@@ -38,6 +38,7 @@ class Configure:
     shared  paths bound read-write into every box
     pool    how many boxes the client has made ahead
     volumes  directory of the named volumes that outlive sessions
+    path    where the client's interpreter finds modules
     """
 
     tmpdir: str
@@ -45,6 +46,7 @@ class Configure:
     shared: tuple[str, ...]
     pool: int
     volumes: str = ""
+    path: tuple[str, ...] = ()
 
 
 @record

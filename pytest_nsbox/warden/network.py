@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_nsbox.kernel import links
-from pytest_nsbox.kernel.netlink import Netlink, open_netlink
 from pytest_nsbox.policy import networks
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.warden.interfaces import OTHER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,20 +18,21 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.networks import Shape
     from pytest_nsbox.warden.box import Box
     from pytest_nsbox.warden.elsewhere import Elsewhere
+    from pytest_nsbox.warden.interfaces import Interfaces, Step
 
 BRIDGE = "nsbr0"
 BRIDGE_INDEX = 10
-# A port of the bridge and the interface in the box must have different numbers: the kernel takes an interface whose
-# peer has its own number for one without a peer, and waits up to a second before it says that the link is there.
+# A port of the bridge must not have the number of the interface in the box (which gets the lowest that is free): the
+# kernel takes an interface whose peer has its own number for one without a peer, and waits up to a second before it
+# says that the link is there.
 FIRST_PORT = 1000
-FIRST_INTERFACE = 10
 _LARGEST_NUMBER = 0xFFFF
 
 
 class Member:
     """A box in a network. `names` are what others call it; `interface` is its own end, `port` the bridge's."""
 
-    __slots__ = ("addresses", "box", "index", "interface", "lost", "mac", "name", "names", "port", "title")
+    __slots__ = ("addresses", "box", "interface", "lost", "mac", "name", "names", "port", "title")
 
     def __init__(self, box: Box, name: str, names: tuple[str, ...], title: str) -> None:
         self.box = box
@@ -43,7 +43,6 @@ class Member:
         self.addresses: list[str] = []
         self.mac = b""
         self.interface = ""
-        self.index = 0
         self.port = 0
         # Members that it cannot reach, nor they it.
         self.lost: set[str] = set()
@@ -52,15 +51,15 @@ class Member:
 class Network:
     """One network. Its namespace goes with `close`."""
 
-    def __init__(self, name: str, subnets: tuple[str, ...], shape: Shape, owner: object) -> None:
+    def __init__(self, name: str, interfaces: Interfaces, shape: Shape, owner: object) -> None:
         self.name = name
-        self.subnets = subnets
+        self.interfaces = interfaces
+        self.subnets: tuple[str, ...] = ()
         self.shape = shape
         self.owner: object | None = owner
         self.internal = True
         self.members: dict[str, Member] = {}
         self.namespace = -1
-        self.link: Netlink | None = None
         # Kept by a claim: see Networks._claim.
         self.claims: list[socket] = []
         # What is to be done when it goes.
@@ -76,14 +75,16 @@ class Network:
     def open(self, elsewhere: Elsewhere) -> None:
         """Make it. Raises KernelError or BoxFailed."""
         self.namespace = elsewhere.make()
-        self.link = Netlink(elsewhere.open(self.namespace, lambda: [open_netlink()])[0])
-        messages = [links.switch("lo", 1, up=True), links.bridge(BRIDGE, BRIDGE_INDEX)]
-        for subnet, gateway in zip(self.subnets, self.gateways(), strict=True):
-            messages.append(links.address(gateway, int(subnet.rpartition("/")[2]), BRIDGE_INDEX))
+        steps: list[Step] = [("switch", "lo", "up"), ("bridge", BRIDGE, BRIDGE_INDEX)]
+        steps += self._addresses(self.gateways(), BRIDGE)
         try:
-            self.link.do(messages)
+            self.interfaces.do(self.namespace, steps)
         except KernelError as error:
             raise BoxFailed(f"network {self.name!r}: {error} (it takes a kernel with bridge and veth)") from None
+
+    def _addresses(self, addresses: list[str], interface: str) -> list[Step]:
+        prefixes = [int(subnet.rpartition("/")[2]) for subnet in self.subnets]
+        return [("address", *pair, interface) for pair in zip(addresses, prefixes, strict=True)]
 
     def take_numbers(self, member: Member, session: bytes) -> None:
         """Give `member` the next addresses that nobody has. Raises BoxFailed if there are none left."""
@@ -101,59 +102,46 @@ class Network:
                 return
         raise BoxFailed(f"network {self.name!r}: all addresses of {self.subnets[0]} are taken")
 
-    def plug(self, member: Member, elsewhere: Elsewhere, namespace: int) -> None:
+    def plug(self, member: Member, namespace: int) -> None:
         """Connect `member`, whose network namespace is `namespace`. Raises KernelError or BoxFailed."""
-        assert self.link is not None
-        index, port = member.index, f"port{member.port - FIRST_PORT}"
-        inside = Netlink(elsewhere.open(namespace, lambda: [open_netlink()])[0])
+        port = f"port{member.port - FIRST_PORT}"
+        peer = (member.interface, member.mac.hex(":"), OTHER)
+        steps: list[Step] = self._clear(member.port)
+        steps += [("veth", port, member.port, BRIDGE_INDEX, peer), *self._forms(port)]
+        inside: list[Step] = [("switch", member.interface, "up"), *self._addresses(member.addresses, member.interface)]
+        if not self.internal:
+            inside += [("default_route", gateway, member.interface) for gateway in self.gateways()]
         try:
-            peer = (member.interface, index, member.mac, namespace)
-            self._clear(member.port)
-            self.link.do([links.veth(port, member.port, BRIDGE_INDEX, peer)])
-            messages = []
-            for subnet, address in zip(self.subnets, member.addresses, strict=True):
-                messages.append(links.address(address, int(subnet.rpartition("/")[2]), index))
-            self._form(port, member.port)
-            inside.do([links.switch(member.interface, index, up=True), *messages, *self._ways_out(index)])
-        finally:
-            inside.close()
+            self.interfaces.do(self.namespace, steps, namespace)
+        except KernelError as error:
+            raise self._explained(error) from None
+        self.interfaces.do(namespace, inside)
 
     def drop(self, box: Box) -> None:
         """Forget a box that has ended."""
         self.members = {name: m for name, m in self.members.items() if m.box is not box}
 
-    def _clear(self, port: int) -> None:
+    def _clear(self, port: int) -> list[Step]:
         """Remove a port that another box had, if it is there still: that box's interface would answer as well."""
-        assert self.link is not None
-        if port not in self._used:
-            self._used.add(port)
-            return
-        try:
-            self.link.do([links.remove(f"port{port - FIRST_PORT}", port)])
-        except KernelError as error:
-            if error.errno != errno.ENODEV:
-                raise
+        if port in self._used:
+            return [("remove", f"port{port - FIRST_PORT}", port)]
+        self._used.add(port)
+        return []
 
-    def _ways_out(self, index: int) -> list[Any]:
-        return [] if self.internal else [links.default_route(gateway, index) for gateway in self.gateways()]
-
-    def _form(self, port: str, number: int) -> None:
+    def _forms(self, port: str) -> list[Step]:
         """Give a port the network's rate, delay and loss."""
-        assert self.link is not None
         shape = self.shape
         disturbed = shape.delay is not None or shape.loss is not None
-        try:
-            if disturbed:
-                self.link.do([links.disturb(port, number, shape.delay or 0.0, shape.loss or 0.0)])
-            if shape.rate is not None:
-                self.link.do([links.limit(port, number, shape.rate, below=disturbed)])
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            kind, keys = ("netem", "delay and loss take") if "netem" in error.target else ("tbf", "rate takes")
-            raise BoxFailed(
-                f"network {self.name!r}: {keys} the kernel's sch_{kind}, which it does not have (modprobe sch_{kind})"
-            ) from None
+        steps: list[Step] = [("disturb", port, shape.delay or 0.0, shape.loss or 0.0)] if disturbed else []
+        return steps + ([("limit", port, shape.rate, disturbed)] if shape.rate is not None else [])
+
+    def _explained(self, error: KernelError) -> Exception:
+        if error.errno != errno.ENOENT or error.call != "add qdisc":
+            return error
+        kind, keys = ("netem", "delay and loss take") if "netem" in error.target else ("tbf", "rate takes")
+        return BoxFailed(
+            f"network {self.name!r}: {keys} the kernel's sch_{kind}, which it does not have (modprobe sch_{kind})"
+        )
 
     def member(self, name: str) -> Member:
         """Return the box of that name. Raises BoxFailed if it is not here."""
@@ -167,9 +155,6 @@ class Network:
         """Let go of everything: with its last descriptor the kernel removes it."""
         while self.endings:
             self.endings.pop()()
-        if self.link is not None:
-            self.link.close()
-            self.link = None
         if self.namespace >= 0:
             os.close(self.namespace)
             self.namespace = -1

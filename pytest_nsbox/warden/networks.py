@@ -11,12 +11,11 @@ import errno
 import os
 from _socket import AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
-from pytest_nsbox.kernel import links
-from pytest_nsbox.kernel.netlink import Netlink, open_netlink
 from pytest_nsbox.policy import init_layer, networks
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.warden.elsewhere import Elsewhere
-from pytest_nsbox.warden.network import FIRST_INTERFACE, FIRST_PORT, Member, Network
+from pytest_nsbox.warden.interfaces import Interfaces
+from pytest_nsbox.warden.network import FIRST_PORT, Member, Network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ class Networks:
         self.containers = containers
         self.elsewhere = elsewhere
         self._ports = ports
+        self._interfaces = Interfaces(containers.server)
         self.by_name: dict[str, Network] = {}
         self._made = 0
         self._session = os.urandom(5)
@@ -55,7 +55,7 @@ class Networks:
         name = wanted["name"] or f"net-{self._made}"
         if name in self.by_name:
             raise BoxFailed(f"there is a network {name!r} already")
-        network = Network(name, (), shape, owner)
+        network = Network(name, self._interfaces, shape, owner)
         try:
             network.subnets = self._subnets(tuple(wanted["subnets"]), network)
             network.internal = wanted["internal"]
@@ -71,11 +71,7 @@ class Networks:
         return network, True
 
     def _subnets(self, wanted: tuple[str, ...], network: Network) -> tuple[str, ...]:
-        link = Netlink(open_netlink())
-        try:
-            routes = links.routes(link)
-        finally:
-            link.close()
+        routes = self._interfaces.routes()
         for subnet in wanted:
             other = networks.clash(subnet, routes)
             if other:
@@ -155,10 +151,10 @@ class Networks:
         member = Member(box, called, names, hostname or os.uname().nodename)
         network.take_numbers(member, self._session)
         taken = sum(called in other.members for other in self.by_name.values())
-        member.interface, member.index = f"eth{taken}", FIRST_INTERFACE + taken
+        member.interface = f"eth{taken}"
         namespace = self.containers.server.doors.open_namespace(box.pid, "net")
         try:
-            network.plug(member, self.elsewhere, namespace)
+            network.plug(member, namespace)
         finally:
             os.close(namespace)
         network.members[called] = member
@@ -212,8 +208,8 @@ class Networks:
         """Pull the cable of a box, or plug it in again. Raises BoxFailed or KernelError."""
         network = self.find(name)
         member = network.member(called)
-        assert network.link is not None
-        network.link.do([links.switch(f"port{member.port - FIRST_PORT}", member.port, up=up)])
+        step = ("switch", f"port{member.port - FIRST_PORT}", "up" if up else "down")
+        self._interfaces.do(network.namespace, [step])
 
     def set_path(self, name: str, first: str, second: str, *, there: bool) -> None:
         """Let two boxes reach each other, or not. Raises BoxFailed or KernelError."""
@@ -228,22 +224,19 @@ class Networks:
             (here.lost.discard if there else here.lost.add)(away.name)
 
     def _set_neighbours(self, member: Member, addresses: Iterable[str], *, there: bool) -> None:
-        set_ = links.find_again if there else links.lose
+        how = "find_again" if there else "lose"
         namespace = self.containers.server.doors.open_namespace(member.box.pid, "net")
         try:
-            link = Netlink(self.elsewhere.open(namespace, lambda: [open_netlink()])[0])
+            self._interfaces.do(namespace, [(how, address, member.interface) for address in addresses])
         finally:
             os.close(namespace)
-        try:
-            link.do([set_(address, member.index) for address in addresses])
-        finally:
-            link.close()
 
     def close(self) -> None:
         """The warden ends."""
         for network in self.by_name.values():
             network.close()
         self.by_name.clear()
+        self._interfaces.close()
 
 
 def _has_ipv6() -> bool:

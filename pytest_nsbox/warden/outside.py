@@ -23,9 +23,7 @@ from _socket import (
     socket,
 )  # fmt: skip
 
-from pytest_nsbox.kernel import links, nftables
 from pytest_nsbox.kernel.namespaces import write_proc
-from pytest_nsbox.kernel.netlink import NETFILTER, Netlink, open_netlink
 from pytest_nsbox.policy import init_layer
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.warden.network import BRIDGE_INDEX
@@ -45,7 +43,6 @@ _BACKLOG = 128
 
 def open_way(network: Network, elsewhere: Elsewhere, ports: Ports) -> None:
     """Give a network that was just made its way out. Raises BoxFailed or KernelError."""
-    assert network.link is not None
     key = f"network {network.name}"
     ways: dict[str, list[int]] = {"tcp": [], "udp": [], "tcp names": [], "udp names": []}
     servers, _ = name_servers()
@@ -53,8 +50,8 @@ def open_way(network: Network, elsewhere: Elsewhere, ports: Ports) -> None:
         elsewhere.open(network.namespace, _keep_to_the_bridge)
         for subnet, gateway in zip(network.subnets, network.gateways(), strict=True):
             version = 6 if ":" in subnet else 4
-            network.link.do(links.take_all(version, _MARK, _TABLE))
-            _hand_over(network, elsewhere, version, subnet)
+            network.interfaces.do(network.namespace, [("take_all", version, _MARK, _TABLE)])
+            _hand_over(network, version, subnet)
             opened = elsewhere.open(network.namespace, lambda v=version, g=gateway: _open(v, g, names=bool(servers)))  # type: ignore[misc]
             for kind, fd in zip(ways, opened, strict=False):
                 ways[kind].append(fd)
@@ -66,19 +63,16 @@ def open_way(network: Network, elsewhere: Elsewhere, ports: Ports) -> None:
                 os.close(fd)
 
 
-def _hand_over(network: Network, elsewhere: Elsewhere, version: int, subnet: str) -> None:
-    filters = Netlink(elsewhere.open(network.namespace, lambda: [open_netlink(NETFILTER)])[0])
+def _hand_over(network: Network, version: int, subnet: str) -> None:
     address, _, prefix = subnet.rpartition("/")
-    rules = nftables.hand_over(version, BRIDGE_INDEX, (address, int(prefix)), _PORT, _MARK)
     try:
-        filters.batch(nftables.BEGIN, rules, nftables.END)
+        where = (address, int(prefix))
+        network.interfaces.hand_over(network.namespace, version, BRIDGE_INDEX, where, _PORT, _MARK)
     except KernelError as error:
         raise BoxFailed(
             f"network {network.name!r}: internal=False takes the kernel's nftables with tproxy (modprobe nft_tproxy): "
             f"{error}"
         ) from None
-    finally:
-        filters.close()
 
 
 def _keep_to_the_bridge() -> list[int]:

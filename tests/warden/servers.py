@@ -7,6 +7,7 @@ import time
 
 from pytest_nsbox.container import Box
 from pytest_nsbox.nsbox import NsBox
+from pytest_nsbox.warden.client import Warden
 
 # Sends what it is sent, and tells who asked, as long as it lives.
 SERVER = """
@@ -48,3 +49,19 @@ def wait_until(condition, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def process_of(warden: Warden, name: str) -> int:
+    """The one process of that name that the warden has started."""
+    with open(f"/proc/{warden.pid}/task/{warden.pid}/children", encoding="ascii") as file:
+        (found,) = [pid for pid in map(int, file.read().split()) if _name(pid) == name]
+    return found
+
+
+def _name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="ascii") as file:
+            return file.read().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        # It has ended since.
+        return ""

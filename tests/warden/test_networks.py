@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import marshal
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +22,7 @@ from pytest_nsbox.policy.errors import SpecProblems
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
 from tests.warden.boxes import config, run_in, started
-from tests.warden.servers import ASK, ask, python, serve, wait_until
+from tests.warden.servers import ASK, ask, process_of, python, serve, wait_until
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
@@ -169,6 +173,35 @@ def test_a_client_that_is_gone_takes_its_networks_along(warden: Warden, boxes: N
             return True
 
     wait_until(lambda: not is_there())
+
+
+def test_another_process_makes_interfaces_when_somebody_killed_it(warden: Warden, boxes: NsBox, lan: Network):
+    boxes.run(["true"], net=lan, check=True)
+    maker = process_of(warden, "nsbox-network")
+    os.kill(maker, signal.SIGKILL)
+    web = serve(boxes, "web", lan)
+    client = boxes.start(["sleep", "60"], net=boxes.network())
+    assert process_of(warden, "nsbox-network") != maker
+    # It would keep the network alive.
+    there = {os.readlink(f"/proc/{pid}/ns/net") for pid in (web.pid, client.pid, "self")}
+    assert os.readlink(f"/proc/{process_of(warden, 'nsbox-network')}/ns/net") not in there
+
+
+def test_an_interpreter_without_pyroute2_is_told(boxes: NsBox):
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); sys.modules['pyroute2'] = None; "
+        "from pytest_nsbox.warden.interfaces import run; run(int(sys.argv[2]), [])"
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parents[2]), str(theirs.fileno())]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()]):
+            ours.send(marshal.dumps(("routes", [])))
+            kind, text = marshal.loads(ours.recv(10_000))
+            ours.shutdown(socket.SHUT_RDWR)
+    assert kind == "failed"
+    assert "finds no pyroute2 that works (" in text
+    assert text.endswith("it has to be installed where pytest_nsbox is")
 
 
 class TestLinks:

@@ -18,6 +18,7 @@ from pytest_nsbox import BoxFailed
 from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.policy.errors import SpecProblems
 from pytest_nsbox.warden.client import Warden
+from tests.warden.servers import process_of
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
@@ -171,17 +172,8 @@ def test_what_is_wrong_is_told(boxes: NsBox, keys: dict[str, Any], text: str):
 def test_another_carrier_takes_over_when_somebody_killed_it(warden: Warden, boxes: NsBox):
     box = boxes.start(python(SERVER), publish=80)
     assert say(box.ports[80], b"a") == b"A"
-    children = f"/proc/{warden.pid}/task/{warden.pid}/children"
-    with open(children, encoding="ascii") as file:
-        carriers = [pid for pid in map(int, file.read().split()) if _name(pid) == "nsbox-forward"]
-    (carrier,) = carriers
-    os.kill(carrier, signal.SIGKILL)
+    os.kill(process_of(warden, "nsbox-forward"), signal.SIGKILL)
     again = boxes.start(python(SERVER), publish=80)
     assert say(again.ports[80], b"b") == b"B"
     with pytest.raises(ConnectionRefusedError):
         say(box.ports[80], b"a")
-
-
-def _name(pid: int) -> str:
-    with open(f"/proc/{pid}/comm", encoding="ascii") as file:
-        return file.read().strip()

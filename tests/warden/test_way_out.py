@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsbox.kernel import links, namespaces, process
-from pytest_nsbox.kernel.netlink import Netlink, open_netlink
+from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.kernel.links import Links
 from pytest_nsbox.nsbox import NsBox
 from tests.warden.boxes import in_a_process, started
 
@@ -75,22 +75,20 @@ def play(directory: Path) -> tuple[list[str], list[str], list[str], list[str]]:
     subprocess.run(["mount", "--bind", str(resolv), "/etc/resolv.conf"], check=True)
     there = world()
     namespaces.unshare(namespaces.NEWNET)
-    host = Netlink(open_netlink())
-    host.do(
-        [
-            links.switch("lo", 1, up=True),
-            links.bridge("br", 10),
-            links.veth("port", 1000, 10, ("eth0", 20, b"\x02\0\0\0\0\x07", there)),
-            links.address("192.0.2.1", 24, 10),
-            links.address("2001:db8::1", 64, 10),
-        ]
-    )
+    host = Links()
+    host.switch("lo", "up")
+    host.bridge("br", 10)
+    host.veth("port", 1000, 10, ("eth0", "02:00:00:00:00:07", there))
+    for address, prefix in (("192.0.2.1", 24), ("2001:db8::1", 64)):
+        host.address(address, prefix, "br")
     home = namespaces.open_namespace("self", "net")
     namespaces.setns(there, namespaces.NEWNET)
-    other = Netlink(open_netlink())
+    other = Links()
     namespaces.setns(home, namespaces.NEWNET)
-    up = [links.switch("lo", 1, up=True), links.switch("eth0", 20, up=True)]
-    other.do([*up, links.address("192.0.2.2", 24, 20), links.address("2001:db8::2", 64, 20)])
+    for name in ("lo", "eth0"):
+        other.switch(name, "up")
+    for address, prefix in (("192.0.2.2", 24), ("2001:db8::2", 64)):
+        other.address(address, prefix, "eth0")
     before = sorted(name for _, name in socket.if_nameindex())
     with started() as warden:
         boxes = NsBox(warden.connect, "/")

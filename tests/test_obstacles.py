@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.test_container_root import ENTER
 from tests.leftovers import PARENT, cgroup_mounts
 
 pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
@@ -92,3 +93,58 @@ def test_a_group_outside_the_own_cgroup_namespace() -> None:
             path.rmdir()
     assert "the own group of this process is not below a cgroup mount" in told, told
     assert "fix: enter a new cgroup namespace, or name a group: --sandbox-cgroup-parent=/nsbox" in told
+
+
+def test_a_root_of_layers_as_in_a_container(tmp_path: Path) -> None:
+    text = doctor("unshare", "--mount", "sh", "-c", ENTER, "sh", str(tmp_path))
+    assert "Storage Driver: overlay (scratch in memory)\n Backing Filesystem: overlay\n" in text
+    told = entry(text, "scratch on disk")
+    assert "cannot carry an overlay's upper layer)\nwithout it: what tests write lies in memory" in told, text
+    assert "fix: TMPDIR=/a/directory/on/ext4/or/xfs" in told
+    told = entry(text, "idmapped overlay layers")
+    assert "mount_setattr idmap /: Invalid argument (the root file system cannot be idmapped)" in told
+    assert "fix: a root file system that can: ext4, xfs, btrfs" in told
+    assert "Tests can run in boxes here, without scratch on disk, idmapped overlay layers" in text
+
+
+# The command is a child of this pid 1, which waits for that child alone.
+NO_OBSTACLES = """
+import os, subprocess, sys
+from pytest_nsbox.kernel import mount
+mount.make_private("/")
+mount.attach(mount.new_mount("proc", (("hidepid", "invisible"),)), "/proc")
+assert os.getpid() == 1
+if os.path.exists("/dev/fuse"):
+    mount.attach(mount.clone_tree("/dev/null"), "/dev/fuse")
+sys.exit(subprocess.run(sys.argv[1:]).returncode)
+"""
+SUITE = """
+import os, subprocess
+import pytest
+
+def test_leaves_a_process():
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    subprocess.run(["sh", "-c", "sleep 600 & exit 0"])
+
+def test_finds_none_of_it():
+    assert [pid for pid in os.listdir("/proc") if pid.isdigit()] == ["1", "2"]
+
+@pytest.mark.sandbox(mem="64M", net=False)
+def test_meets_its_limit():
+    bytearray(1 << 28)
+
+def test_starts_a_container(nsbox):
+    assert nsbox.run(["sh", "-c", "echo $$"]).stdout == "2\\n"
+"""
+
+
+@pytest.mark.needs("cgroup:memory")
+def test_no_obstacles_are_hidden_processes_a_first_process_that_reaps_none_and_a_machine_without_fuse(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(SUITE)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    enter = ("unshare", "--mount", "--pid", "--fork", "--kill-child", sys.executable, "-c", NO_OBSTACLES)
+    result = pytester.run(*enter, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox-all")
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["OOM-killed: memory limit 64.0 MiB, peak 64.0 MiB"])

@@ -91,7 +91,13 @@ class Session:
         self.held_volumes: dict[str, int] = {}
 
     def open(self) -> None:
-        """Make all of it. Raises KernelError or BoxFailed."""
+        """Make all of it. Raises BoxFailed."""
+        try:
+            self._open()
+        except KernelError as error:
+            raise BoxFailed(f"{error}; pytest --sandbox-doctor tells the fix") from None
+
+    def _open(self) -> None:
         self.mode = find_mode()
         problem = self._take_scope()
         here = home = ""

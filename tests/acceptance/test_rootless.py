@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -14,8 +15,10 @@ from typing import NamedTuple
 
 import pytest
 
+from pytest_nsbox.kernel import mount
 from tests.acceptance.comparing import ZOO
-from tests.capabilities import cgroup_version, require_cgroup_version
+from tests.capabilities import cgroup_version, require_cgroup_version, times
+from tests.filters import refuse
 from tests.leftovers import PARENT, cgroup_mounts
 from tests.rootfs import rootfs
 from tests.warden.test_host_filesystems import bind, mount_at, with_own_mounts
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.needs("root", "overlay", "user namespace")
 USER = 23_456
 # In a mount namespace of the test's own: the interpreter and its packages may lie where only root may go.
 PLACE = Path("/mnt/nsbox-rootless")
+PATIENCE = times(1, in_vm=8)  # seconds: a test's set-up has to end before its timeout
 
 
 class Outcome(NamedTuple):
@@ -60,6 +64,7 @@ def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: C
             "LD_LIBRARY_PATH": str(python / "lib"),
             "PYTHONPATH": ":".join(str(place) for _, place in places[1:]),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PATIENCE": str(PATIENCE),
             "USER_ID": str(USER),
             "XDG_CACHE_HOME": str(suite / "cache"),
             "GROUP_ID": str(USER),
@@ -110,7 +115,7 @@ def test_boxes_of_an_ordinary_user(tmpdir_for_all: str) -> None:
 
     text = outcome.text
     assert "3 failed, 14 passed, 2 errors" in text, text
-    assert "timed out after 0.3 s (sandbox timeout)" in text
+    assert f"timed out after {PATIENCE}.0 s (sandbox timeout)" in text
     assert "killed by SIGSEGV" in text
     assert "exited with status 3 before the test ended" in text
     assert "privileged: an ordinary user has no rights to leave to a box: run pytest as root" in text
@@ -216,6 +221,50 @@ def test_the_command_of_the_error_delegates_a_group_of_v2(tmpdir_for_all: str, m
     assert "1 failed, 1 passed" in outcome.text, outcome.text
     assert "OOM-killed: memory limit 64.0 MiB, peak 64.0 MiB" in outcome.text
     assert left == []
+
+
+def test_a_proc_that_hides_the_processes_of_others_is_no_obstacle(tmpdir_for_all: str) -> None:
+    suite = """
+import os, subprocess, pytest
+
+def test_sees_itself(sandbox):
+    assert os.getpid() == 2
+    assert "/mnt" in open("/proc/self/mountinfo").read()
+    assert subprocess.run(["sh", "-c", "exit 3"]).returncode == 3
+
+@pytest.mark.sandbox(net=False, timeout="20s", tmpfs=["/srv:1M"])
+def test_has_its_own():
+    assert os.listdir("/sys/class/net") == ["lo"]
+"""
+
+    def hide() -> None:
+        fd = mount.new_mount("proc", (("hidepid", "invisible"),))
+        mount.attach(fd, "/proc")
+        os.close(fd)
+
+    outcome = as_user({"test_hidden.py": suite}, "--sandbox-all", tmpdir=tmpdir_for_all, prepare=hide)
+    assert "2 passed" in outcome.text, outcome.text
+
+
+@pytest.mark.needs("32-bit system calls")  # so this is an x86
+def test_what_apparmor_does_to_user_namespaces_on_ubuntu(tmpdir_for_all: str) -> None:
+    """A namespace is granted, and the powers in it are missing. No other kernel has the sysctl."""
+
+    def restrict() -> None:
+        mount_at(Path("/proc/sys/kernel"))
+        Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
+        # sethostname, mount, open_tree, move_mount, fsopen, fsconfig
+        refuse(dict.fromkeys((170, 165, 428, 429, 430, 431), errno.EPERM))
+
+    asked = as_user({}, "--sandbox-doctor", tmpdir=tmpdir_for_all, prepare=restrict)
+    assert asked.status == 1
+    restricted = "(kernel.apparmor_restrict_unprivileged_userns is 1: AppArmor restricts user namespaces)"
+    assert f"sethostname in a user namespace: Operation not permitted {restricted}" in asked.text, asked.text
+    assert "fix: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run pytest as root" in asked.text
+
+    tried = as_user({"test_a.py": "def test_a(): pass\n"}, "--sandbox-all", tmpdir=tmpdir_for_all, prepare=restrict)
+    assert "1 error" in tried.text, tried.text
+    assert "Operation not permitted; pytest --sandbox-doctor tells the fix" in tried.text
 
 
 @pytest.mark.needs("program:newuidmap", "program:newgidmap")

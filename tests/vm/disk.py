@@ -18,7 +18,7 @@ from pathlib import Path
 PACKAGES = (
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "gzip", "hostname", "iproute2"),
     *("less", "libc-bin", "login", "mawk", "mount", "ncurses-base", "netbase", "passwd", "procps", "sed", "tar"),
-    *("tzdata", "util-linux", "util-linux-extra"),
+    *("tzdata", "uidmap", "util-linux", "util-linux-extra"),
 )
 # With NSBOX_RUNTIMES=1, for `tox -e runtimes`.
 RUNTIMES = ("openjdk-17-jre-headless", "nodejs", "htop", "busybox", "busybox-static")

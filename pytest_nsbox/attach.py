@@ -19,11 +19,19 @@ from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.warden.output import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pytest_nsbox.warden.engine import Engine
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def show(printed: Iterable[tuple[int, bytes]]) -> None:
+    """Write what a box printed to our own streams: (number of the stream, data), as `output.split` has it."""
+    for stream, data in printed:
+        target = sys.stdout.buffer if stream == 1 else sys.stderr.buffer
+        target.write(data)
+        target.flush()
 
 
 def follow(engine: Engine, box: str) -> None:
@@ -33,10 +41,7 @@ def follow(engine: Engine, box: str) -> None:
         value, frames = engine.ask("follow", box=box, at=at)
         rest += frames
         whole = split(rest)
-        for stream, data in whole:
-            target = sys.stdout.buffer if stream == 1 else sys.stderr.buffer
-            target.write(data)
-            target.flush()
+        show(whole)
         rest = rest[sum(5 + len(data) for _, data in whole) :]
         at = value["at"]
         if value["ended"]:

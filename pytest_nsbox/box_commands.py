@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_nsbox import attach
 from pytest_nsbox.columns import ago, columns
-from pytest_nsbox.container import STOP_PATIENCE
+from pytest_nsbox.container import STOP_PATIENCE, signal_named
 from pytest_nsbox.image_commands import describe
 from pytest_nsbox.keeper import Line
 from pytest_nsbox.policy import usage as usages
@@ -138,10 +138,7 @@ def _logs(options: argparse.Namespace) -> int:
         if options.follow:
             attach.follow(asked, options.box)
             return 0
-        for stream, data in split(asked.ask("logs", box=options.box)[1]):
-            target = sys.stdout.buffer if stream == 1 else sys.stderr.buffer
-            target.write(data)
-            target.flush()
+        attach.show(split(asked.ask("logs", box=options.box)[1]))
     return 0
 
 
@@ -163,7 +160,7 @@ def _signal(text: str) -> int:
     if text.isdigit() and 0 < int(text) < signal.NSIG:
         return int(text)
     try:
-        return signal.Signals["SIG" + text.upper().removeprefix("SIG")]
+        return signal_named(text)
     except KeyError:
         raise BadValueError(f"-s {text}: not a signal", "a name such as HUP, or a number") from None
 

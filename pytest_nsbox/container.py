@@ -48,9 +48,7 @@ class Origin:
         if not name:
             return {}
         try:
-            return {
-                "signal": int(name) if name.isdigit() else signals.Signals["SIG" + name.upper().removeprefix("SIG")]
-            }
+            return {"signal": int(name) if name.isdigit() else signal_named(name)}
         except KeyError:
             raise BoxFailed(f"the image's config has StopSignal {name!r}: the name of a signal is expected") from None
 
@@ -175,8 +173,7 @@ class Box:
 
     def signal(self, sig: int | str) -> None:
         """Send a signal to its main program: a number or a name such as "HUP"."""
-        number = signals.Signals["SIG" + sig.upper().removeprefix("SIG")] if isinstance(sig, str) else sig
-        self._ask("signal", signal=int(number))
+        self._ask("signal", signal=int(signal_named(sig) if isinstance(sig, str) else sig))
 
     def stop(self, timeout: float = STOP_PATIENCE) -> int:
         """SIGTERM (or the image's StopSignal), after ``timeout`` seconds SIGKILL; return the `returncode`. One that has
@@ -255,6 +252,11 @@ class Box:
         result, frames = self._boxes.engine.ask("remove", box=self._name)
         self._state = {**self._state, **result}
         self._left = {"inspect": inspected, "result": result, "frames": frames}
+
+
+def signal_named(name: str) -> signals.Signals:
+    """The signal that "HUP", "hup" or "SIGHUP" names; KeyError if there is none."""
+    return signals.Signals["SIG" + name.upper().removeprefix("SIG")]
 
 
 def arguments(argv: Sequence[str | Path], image: Image | None = None) -> list[str]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_nsbox.columns import columns
 from pytest_nsbox.image_commands import sweep_images
-from pytest_nsbox.keeper import PARENT, Line
-from pytest_nsbox.places import volumes_directory
+from pytest_nsbox.keeper import Line
+from pytest_nsbox.places import CGROUP_PARENT, volumes_directory
 from pytest_nsbox.policy.errors import BadValueError, BoxFailed
+from pytest_nsbox.policy.networks import is_word
 from pytest_nsbox.warden.engine import Engine
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _create(options: argparse.Namespace) -> int:
 
 def make_volume(name: str) -> None:
     """Make a volume, unless it is there. Raises BadValueError for what is no name."""
-    if not name[:1].isalnum() or not all(char.isascii() and (char.isalnum() or char in "_.-") for char in name):
+    if not is_word(name):
         raise BadValueError(f"volume {name!r}: not a name", "letters, digits and _ . - after the first")
     try:
         os.makedirs(volumes_directory(), 0o700, exist_ok=True)
@@ -120,7 +121,7 @@ def _doctor(_options: argparse.Namespace) -> int:
     from pytest_nsbox import doctor
     from pytest_nsbox.options import Settings
 
-    seen = doctor.survey(Settings(cgroup_parent=os.environ.get(PARENT) or None))
+    seen = doctor.survey(Settings(cgroup_parent=os.environ.get(CGROUP_PARENT) or None))
     for line in doctor.tell(seen):
         print(line)
     return 0 if seen.works else 1
@@ -129,7 +130,6 @@ def _doctor(_options: argparse.Namespace) -> int:
 def _collect(options: argparse.Namespace) -> int:
     from pytest_nsbox.warden import directory
 
-    problems = []
     with closing(Line()) as line:
         sock = line.find()
         if sock is not None:
@@ -139,7 +139,7 @@ def _collect(options: argparse.Namespace) -> int:
                         engine.ask("remove", box=box["name"])
             line.end()
     sweep_images()
-    problems += directory.sweep(tempfile.gettempdir())
+    problems = directory.sweep(tempfile.gettempdir())
     for name in os.listdir(volumes_directory()) if os.path.isdir(volumes_directory()) else ():
         if name.startswith("."):
             shutil.rmtree(os.path.join(volumes_directory(), name), ignore_errors=True)

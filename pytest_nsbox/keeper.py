@@ -19,13 +19,12 @@ import sys
 import tempfile
 from typing import Any
 
-from pytest_nsbox.places import volumes_directory
+from pytest_nsbox.places import CGROUP_PARENT, volumes_directory
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 
 _TRIES = 5
 # Seconds that it stays when nobody needs it: the next command often comes soon.
 LINGER = 3.0
-PARENT = "PYTEST_NSBOX_CGROUP_PARENT"
 # Nobody's child: the command that starts it may be a program that goes on to do other things.
 _APART = "import os, sys; os.fork() and os._exit(0); "
 _PROGRAM = _APART + "from pytest_nsbox.keeper import main; main(int(sys.argv[1]), sys.argv[2])"
@@ -169,7 +168,7 @@ class Keeper:
         self._directory = directory
         config = SessionConfig(
             tmpdir=tempfile.gettempdir(),
-            cgroup_parent=os.environ.get(PARENT) or None,
+            cgroup_parent=os.environ.get(CGROUP_PARENT) or None,
             volumes=volumes_directory(),
         )
         self._warden = Warden.start(config)

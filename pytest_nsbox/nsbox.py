@@ -12,6 +12,7 @@ from pytest_nsbox import child, placement
 from pytest_nsbox.container import STOP_PATIENCE, Box, Origin, arguments, environment
 from pytest_nsbox.leavings import Input, Result, raise_unless_zero, result, told_apart
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.networks import is_word
 from pytest_nsbox.policy.spec import Layer, Spec
 from pytest_nsbox.real import os
 from pytest_nsbox.volume import Volume
@@ -281,6 +282,4 @@ def _engine_of_child(found: child.Child) -> Engine:
 
 
 def _is_name(name: object) -> bool:
-    if not isinstance(name, str) or not 0 < len(name) <= 64 or not name[0].isalnum():
-        return False
-    return all(char.isascii() and (char.isalnum() or char in "_.-") for char in name)
+    return isinstance(name, str) and len(name) <= 64 and is_word(name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pytest_nsbox.places import CGROUP_PARENT
 from pytest_nsbox.policy.errors import BadValueError, SpecProblems
 from pytest_nsbox.policy.keys import KEYS, LISTS, PARAMETRISED, TABLES, TEXTS, unknown_key
 from pytest_nsbox.policy.limits import LIMITS
@@ -24,7 +25,6 @@ MARKER_HELP = (
     "sandbox(cpu=..., mem=..., net=..., ...): run the test in a box of its own with these limits; "
     "sandbox(False) opts a test out of --sandbox-all. Keys: " + ", ".join(KEYS)
 )
-ENVIRONMENT = "PYTEST_NSBOX_CGROUP_PARENT"
 UNAVAILABLE = ("fail", "skip", "run")
 # An option that did nothing would be worse than one that is refused.
 LACKING = {
@@ -103,7 +103,7 @@ def add_options(parser: pytest.Parser) -> None:
     option(
         "--sandbox-cgroup-parent",
         metavar="PATH",
-        help=f"cgroup for the boxes, relative to each hierarchy's mount (also: environment {ENVIRONMENT})",
+        help=f"cgroup for the boxes, relative to each hierarchy's mount (also: environment {CGROUP_PARENT})",
     )
     parser.addini("sandbox_all", "run every test in a box of its own", type="bool", default=False)
     parser.addini("sandbox_defaults", "defaults of every box, lines KEY=VALUE", type="linelist", default=[])
@@ -234,7 +234,7 @@ class _Reader:
     def cgroup_parent(self) -> str | None:
         for place, value in (
             ("--sandbox-cgroup-parent", self.config.option.sandbox_cgroup_parent),
-            (f"environment {ENVIRONMENT}", os.environ.get(ENVIRONMENT)),
+            (f"environment {CGROUP_PARENT}", os.environ.get(CGROUP_PARENT)),
             ("ini sandbox_cgroup_parent", self._ini("sandbox_cgroup_parent", "")),
         ):
             if value:

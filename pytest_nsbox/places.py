@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# The environment's variable for the cgroup of boxes.
+CGROUP_PARENT = "PYTEST_NSBOX_CGROUP_PARENT"
+
 
 def data_directory() -> str:
     """Where what outlives sessions is: in XDG_DATA_HOME, else in ~/.local/share."""

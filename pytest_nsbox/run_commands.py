@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_nsbox import attach
 from pytest_nsbox.container import Origin, arguments, environment
@@ -19,9 +19,7 @@ from pytest_nsbox.options import read_value
 from pytest_nsbox.policy import docker
 from pytest_nsbox.policy.errors import BadValueError
 from pytest_nsbox.policy.spec import Spec
-
-if TYPE_CHECKING:
-    from pytest_nsbox.warden.engine import Engine
+from pytest_nsbox.warden.engine import Engine
 
 # What went wrong was not the program: as Docker's.
 FAILED = 125
@@ -89,7 +87,7 @@ _REPEATED = (
 
 
 def _run(options: argparse.Namespace) -> int:
-    words, command = _split(options)
+    words, command = options.words, options.command_after
     if not command and len(words) > 1:
         words, command = words[:1], words[1:]
     if len(words) > 1:
@@ -160,11 +158,10 @@ def _order(boxes: NsBox, options: argparse.Namespace, image: str | None, command
 
 
 def _exec(options: argparse.Namespace) -> int:
-    words, command = _split(options)
-    name, command = "".join(words[:1]), [*words[1:], *command]
+    name, command = "".join(options.words[:1]), [*options.words[1:], *options.command_after]
     if not command:
         raise BadValueError("no command was given", "BOX COMMAND [ARGUMENT...]")
-    with closing(Line()) as line, closing(_engine(line)) as engine:
+    with closing(Line()) as line, closing(Engine(line.connect())) as engine:
         note = noted(engine, name)["note"]
         spec = Spec.from_json(note["spec"])
         env = docker.read_options({"env": options.env}, os.environ).get("env") or {}
@@ -187,17 +184,6 @@ def _exec(options: argparse.Namespace) -> int:
             terminal.serve()
         value, _ = engine.answer(number)
         return _not_started(value) if "not_started" in value else _code(value["returncode"])
-
-
-def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Return what stands before "--" and what after it."""
-    return options.words, options.command_after
-
-
-def _engine(line: Line) -> Engine:
-    from pytest_nsbox.warden.engine import Engine
-
-    return Engine(line.connect())
 
 
 def noted(engine: Engine, name: str) -> dict[str, Any]:

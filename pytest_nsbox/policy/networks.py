@@ -58,11 +58,16 @@ class Port:
         return f"{self.box}/{self.protocol}"
 
 
+def is_word(value: str) -> bool:
+    """Say if `value` is what names of boxes, networks and volumes are made of: letters, digits and _ . - after the
+    first.
+    """
+    return value[:1].isalnum() and all(char.isascii() and (char.isalnum() or char in "_.-") for char in value)
+
+
 def is_name(value: object) -> bool:
     """Say if `value` can name a network."""
-    if not isinstance(value, str) or not 0 < len(value) <= 64 or not value[0].isalnum() or value in ("host", "none"):
-        return False
-    return all(char.isascii() and (char.isalnum() or char in "_.-") for char in value)
+    return isinstance(value, str) and len(value) <= 64 and is_word(value) and value not in ("host", "none")
 
 
 def parse_name(value: object) -> str:

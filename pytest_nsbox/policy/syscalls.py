@@ -106,8 +106,7 @@ _NEVER = (
     *("swapon", "swapoff", "nfsservctl", "uselib", "ustat", "sysfs", "_sysctl", "vm86", "vm86old"),
     *("create_module", "get_kernel_syms", "query_module"),
 )
-# Allowed with some arguments; kernel/seccomp.py has which.
-CLONE, CLONE3, PERSONALITY, SOCKET, SOCKETCALL = "clone", "clone3", "personality", "socket", "socketcall"
+# (clone, clone3, personality and socket are allowed with some arguments; kernel/call_filter.py has which.)
 
 
 def refused(capabilities: frozenset[str]) -> tuple[str, ...]:

@@ -19,28 +19,22 @@ if TYPE_CHECKING:
 OPTIONS = {AF_INET: (0, 19, 20), AF_INET6: (41, 75, 74)}
 
 
-class Out(Listener):
-    """Connections to anywhere: they go where they wanted to go, and wait for nobody."""
+class Names(Listener):
+    """Connections to the name server that boxes know: they go to the host's, and wait for nobody."""
 
     patience = 0.0
+
+    def open(self, address: str) -> socket:
+        """See Listener."""
+        return open_here(address, SOCK_STREAM)
+
+
+class Out(Names):
+    """Connections to anywhere: they go where they wanted to go."""
 
     def lead(self, near: socket) -> list[Address]:
         """See Listener."""
         return [near.getsockname()[:2]]
-
-    def open(self, address: str) -> socket:
-        """See Listener."""
-        return open_here(address, SOCK_STREAM)
-
-
-class Names(Listener):
-    """Connections to the name server that boxes know: they go to the host's."""
-
-    patience = 0.0
-
-    def open(self, address: str) -> socket:
-        """See Listener."""
-        return open_here(address, SOCK_STREAM)
 
 
 class DatagramsOut(Datagrams):
@@ -57,9 +51,7 @@ class DatagramsOut(Datagrams):
 
     def open(self, flow: Any) -> socket:
         """See Datagrams."""
-        far = open_here(flow[1][0], SOCK_DGRAM)
-        far.connect(flow[1])
-        return far
+        return _datagrams_to(flow[1])
 
     def give_back(self, data: bytes, flow: Any) -> None:
         """See Datagrams."""
@@ -80,9 +72,14 @@ class DatagramNames(Datagrams):
 
     def open(self, flow: Any) -> socket:  # noqa: ARG002 - all go to the same
         """See Datagrams."""
-        far = open_here(self.targets[0][0], SOCK_DGRAM)
-        far.connect((self.targets[0][0], self.targets[0][1]))
-        return far
+        address, port = self.targets[0]
+        return _datagrams_to((address, port))
+
+
+def _datagrams_to(destination: Address) -> socket:
+    far = open_here(destination[0], SOCK_DGRAM)
+    far.connect(destination)
+    return far
 
 
 _WANTED = {(level, original) for level, _, original in OPTIONS.values()}

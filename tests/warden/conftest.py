@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.warden.client import Warden
 from tests.capabilities import require
 from tests.warden.boxes import started
@@ -15,3 +16,11 @@ def warden() -> Iterator[Warden]:
     require("root", "overlay", "user namespace")
     with started() as warden:
         yield warden
+
+
+@pytest.fixture
+def boxes(warden: Warden) -> Iterator[NsBox]:
+    """Containers; what is left of them goes with the test."""
+    made = NsBox(warden.connect, "/")
+    yield made
+    made.close()

@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,13 +22,6 @@ from tests.capabilities import times
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = pytest.mark.keeps_running
-
-
-@pytest.fixture
-def boxes(warden: Warden) -> Iterator[NsBox]:
-    made = NsBox(warden.connect, "/")
-    yield made
-    made.close()
 
 
 def wait_until(condition, seconds: float = 5.0) -> None:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from pytest_nsbox import BoxFailed
 from pytest_nsbox.nsbox import NsBox
-from pytest_nsbox.warden.client import Warden
 from tests.warden.servers import ask, python, serve, wait_until
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
-
-
-@pytest.fixture
-def boxes(warden: Warden) -> Iterator[NsBox]:
-    made = NsBox(warden.connect, "/")
-    yield made
-    made.close()
 
 
 class TestShapes:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ from tests.warden.servers import ASK, ask, process_of, python, serve, wait_until
 
 # The warden's connection and the boxes' processes stay for the module.
 pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
-
-
-@pytest.fixture
-def boxes(warden: Warden) -> Iterator[NsBox]:
-    made = NsBox(warden.connect, "/")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,13 +44,6 @@ while True:
     data, sender = server.recvfrom(65536)
     server.sendto(data.upper(), sender)
 """
-
-
-@pytest.fixture
-def boxes(warden: Warden) -> Iterator[NsBox]:
-    made = NsBox(warden.connect, "/")
-    yield made
-    made.close()
 
 
 def python(code: str) -> list[str]:

@@ -127,6 +127,10 @@ class Node:
         for fd in fds:
             os.close(fd)
 
+    def paths(self) -> list[str]:
+        """Return the directories of the box's groups."""
+        return [group.path for group in self._groups]
+
     def remove(self, patience: float = 2.0) -> None:
         """Close the descriptors, kill what is left and remove the groups; wait at most `patience` seconds for it to go.
 

@@ -31,6 +31,7 @@ from pytest_nsbox.warden import messages as m
 from pytest_nsbox.warden.box import Box, Undo, begin_box, finish_box
 from pytest_nsbox.warden.changes import find_changes, in_order
 from pytest_nsbox.warden.doors import Doors
+from pytest_nsbox.warden.janitor import Leavings
 from pytest_nsbox.warden.late import find_late
 from pytest_nsbox.warden.session import Session
 
@@ -75,6 +76,7 @@ class Server:
         # What is to be done when a descriptor becomes readable.
         self.watched: dict[int, Callable[[], None]] = {}
         self.problems: list[str] = []
+        self.leavings = Leavings(self)
 
     def run(self) -> None:
         """Serve until the client says Close or is gone, then remove everything."""
@@ -353,11 +355,7 @@ class Server:
 
     def _bury(self, box: Box) -> None:
         del self.boxes[box.name]
-        self.waste.append(box.node.remove)
-        if self.session is not None and self.config is not None:
-            more = self.containers.at_once if self.containers is not None else 0
-            old = self.session.give_back(box.tree, keep=self.config.pool + 2 + more)
-            self.waste += [old.remove] if old is not None else []
+        self.leavings.bury(box)
         if self.made % COLLECT_EVERY == 0:
             # The automatic collection is off: see main().
             gc.collect()
@@ -377,6 +375,7 @@ class Server:
             del self.watched[control]
             undo.run()
         self.unfinished.clear()
+        self.leavings.close()
         for box in list(self.boxes.values()):
             self.let_go(box)
         self.wanted.clear()

@@ -299,15 +299,16 @@ class Session:
             raise
         return tree
 
-    def give_back(self, tree: Tree, *, keep: int) -> Tree | None:
-        """Keep a tree that no box uses any more if it is as good as new, of all only the last `keep`; return one to be
-        removed.
-        """
-        if not tree.is_unchanged() or self._lost_a_volume(tree):
+    def is_as_new(self, tree: Tree) -> bool:
+        """Say if another box can have a tree that no box uses any more, once it was renewed."""
+        return tree.is_unchanged() and not self._lost_a_volume(tree)
+
+    def keep(self, tree: Tree, most: int) -> Tree | None:
+        """Keep a tree that was renewed for another box, of all only the last `most`; return one to be removed."""
+        if self._lost_a_volume(tree):
             return tree
-        tree.renew()
         self._ready.append(tree)
-        return self._ready.pop(0) if len(self._ready) > keep else None
+        return self._ready.pop(0) if len(self._ready) > most else None
 
     def open_views(self) -> Views:
         """Return what shows boxes their limits, made at the first box that wants it."""

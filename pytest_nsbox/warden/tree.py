@@ -21,6 +21,7 @@ from pytest_nsbox.kernel import files
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.record import record
 from pytest_nsbox.warden.changes import Layer
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
 from pytest_nsbox.warden.late import is_gone
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.warden.changes import Listing
+    from pytest_nsbox.warden.doors import Doors
     from pytest_nsbox.warden.session import Session
 
 _TOO_DEEP = (
@@ -119,17 +121,39 @@ class Tree:
         for overlay in self.overlays:
             self.session.doors.forget_lookups(overlay, self.place)
 
-    def remove(self) -> None:
-        """Take everything away; a second call does nothing."""
+    def leave(self) -> Remains:
+        """Close every descriptor, and return what there is to be removed."""
         for fd in (*self.overlays, self.devices):
             if fd >= 0:
                 os.close(fd)
         self.overlays, self.devices = [], -1
-        if self._attached:
-            self._attached = False
-            self.session.doors.detach(self.place)
-        if self.plan.disk is not None:
-            self._remove_disk()
+        return Remains(self.place, self.scratch, self._attached, self.plan.disk is not None)
+
+    def remove(self) -> None:
+        """Take everything away; a second call does nothing."""
+        remains, self._attached = self.leave(), False
+        remains.remove(self.session.doors)
+
+
+@record
+class Remains:
+    """What is left of a tree on the host when nobody uses it any more.
+
+    place     where it is mounted, if it is `attached`
+    scratch   the directory of its layers, on a file system of its own if it has a `disk`
+    """
+
+    place: str
+    scratch: str
+    attached: bool
+    disk: bool
+
+    def remove(self, doors: Doors) -> None:
+        """Take it away; a second call does nothing."""
+        if self.attached:
+            _detach(doors, self.place)
+        if self.disk:
+            _detach(doors, self.scratch)
         files.remove_tree(self.scratch)
         try:
             os.rmdir(self.place)
@@ -138,13 +162,14 @@ class Tree:
         except OSError as error:
             raise KernelError("remove", self.place, error.errno or errno.EIO) from None
 
-    def _remove_disk(self) -> None:
-        try:
-            self.session.doors.detach(self.scratch)
-        except KernelError as error:
-            # Not mounted, or not even made.
-            if error.errno not in (errno.EINVAL, errno.ENOENT):
-                raise
+
+def _detach(doors: Doors, place: str) -> None:
+    try:
+        doors.detach(place)
+    except KernelError as error:
+        # Not mounted, or not even made.
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 class _Builder:

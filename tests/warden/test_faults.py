@@ -140,9 +140,9 @@ def unmake(session: Session, box: Box) -> None:
         if fd >= 0:
             os.close(fd)
     box.node.remove()
-    old = session.give_back(box.tree, keep=0)
-    if old is not None:
-        old.remove()
+    if session.is_as_new(box.tree):
+        box.tree.renew()
+    box.tree.remove()
 
 
 def state(session: Session) -> dict[str, object]:

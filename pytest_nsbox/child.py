@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_nsbox import inherited, internals, output
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.pages import written
 from pytest_nsbox.real import os
 from pytest_nsbox.relay import (

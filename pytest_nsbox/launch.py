@@ -5,7 +5,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import random
-import signal
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from pytest_nsbox.child import Child
 from pytest_nsbox.follow import flush_terminal
 from pytest_nsbox.forking import fork_into
 from pytest_nsbox.hugepages import HugePages
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.relay import Channel
 

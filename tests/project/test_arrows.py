@@ -36,6 +36,8 @@ GLUE_SEES_OF_THE_WARDEN = {
 # The command line keeps and shows images without a warden.
 GLUE_SEES_OF_THE_IMAGES = {("image_commands", "images.store")}
 GLUE_SEES_OF_THE_KERNEL = {
+    ("child", "kernel.signals"),
+    ("launch", "kernel.signals"),
     ("hugepages", "kernel.memory"),
     ("pages", "kernel.memory"),
     ("internals", "kernel.libc"),

@@ -1,4 +1,4 @@
-"""The command with which root hands groups to an ordinary user, so that the user's boxes can have limits."""
+"""The commands with which root makes limits possible: groups for an ordinary user, controllers that are not there."""
 
 from __future__ import annotations
 
@@ -41,3 +41,28 @@ def delegating_command_v2(point: str, controllers: Iterable[str], uid: int) -> s
         f'sudo sh -c \'cd {point} && echo "{passed}" >cgroup.subtree_control && mkdir -p {group} && '
         f"chown {uid} {given} && echo '$$' >{group}/cgroup.procs', then pytest in the same shell"
     )
+
+
+def why_absent(name: str, *, unified: bool) -> str:
+    """Return why no group has the controller `name`, and the fix. unified: boxes use cgroup v2."""
+    enabled = {}
+    try:
+        with open("/proc/cgroups", encoding="ascii") as file:
+            enabled = {line.split()[0]: line.split()[3] for line in file if not line.startswith("#")}
+    except OSError:
+        pass  # CONFIG_PROC_FS or the file's v1 support is not built in: less to tell
+    if enabled.get(name) == "0":
+        return f"the controller is disabled at boot; boot the kernel with cgroup_enable={name}"
+    if unified:
+        return (
+            f"{name} is not in cgroup.controllers: not passed on to this group, or not in the kernel; "
+            f"echo +{name} > cgroup.subtree_control in the groups above, or "
+            "systemd-run --scope -p Delegate=yes pytest …"
+        )
+    if name in enabled:
+        point = f"/sys/fs/cgroup/{name}"
+        return (
+            f"boxes use cgroup v1 here, and no mounted hierarchy has it; "
+            f"mkdir -p {point} && mount -t cgroup -o {name} cgroup {point}"
+        )
+    return "the kernel is built without it"

@@ -236,7 +236,11 @@ class Session:
         """Raise BoxFailed, with the reason and the fix, if `controller` cannot be used."""
         if controller in self.controllers:
             return
-        why = self.problems.get(controller) or self.problems.get("") or "no mounted hierarchy has it; see /proc/cgroups"
+        why = self.problems.get(controller) or self.problems.get("")
+        if why is None:
+            from pytest_nsbox.kernel.cgroup_delegation import why_absent
+
+            why = why_absent(controller, unified=self.version == 2)
         raise BoxFailed(f"the cgroup controller {controller} cannot be used: {why}")
 
 

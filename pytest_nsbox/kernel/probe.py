@@ -13,6 +13,7 @@ import sys
 from signal import SIGKILL, alarm, pidfd_send_signal
 
 from pytest_nsbox.kernel import libc, namespaces, systemd
+from pytest_nsbox.kernel.cgroup_delegation import why_absent
 from pytest_nsbox.kernel.probe_doors import Doors
 from pytest_nsbox.kernel.surroundings import look_around
 from pytest_nsbox.policy import capability as cap
@@ -306,7 +307,7 @@ class Probe:
             if name in controllers:
                 found.append(Capability(cap.controller(name), works=True))
             else:
-                problem = problems.get(name) or _why_no_controller(name, version == 2)
+                problem = problems.get(name) or why_absent(name, unified=version == 2)
                 found.append(_by_problem(cap.controller(name), str(problem)))
         if "memory" in controllers:
             why = "the kernel does not account swap; boot it with swapaccount=1"
@@ -343,27 +344,6 @@ def _by_problem(name: str, problem: str) -> Capability:
     """A capability from a text of kernel/cgroup: the reason, "; " and the fix."""
     why, _, fix = problem.rpartition("; ")
     return Capability(name, works=False, why=why or fix, fix=fix if why else "")
-
-
-def _why_no_controller(name: str, unified: bool) -> str:  # noqa: FBT001 - one caller, two versions
-    enabled = {}
-    try:
-        with open("/proc/cgroups", encoding="ascii") as file:
-            enabled = {line.split()[0]: line.split()[3] for line in file if not line.startswith("#")}
-    except OSError:
-        pass  # CONFIG_PROC_FS or the file's v1 support is not built in: less to tell
-    if enabled.get(name) == "0":
-        return f"the controller is disabled at boot; boot the kernel with cgroup_enable={name}"
-    if unified:
-        return (
-            f"{name} is not in cgroup.controllers: not passed on to this group, or not in the kernel; "
-            f"echo +{name} > cgroup.subtree_control in the groups above, or "
-            "systemd-run --scope -p Delegate=yes pytest …"
-        )
-    if name in enabled:
-        point = f"/sys/fs/cgroup/{name}"
-        return f"no mounted hierarchy has it; mkdir -p {point} && mount -t cgroup -o {name} cgroup {point}"
-    return "the kernel is built without it"
 
 
 def _overlay_options(lower: str, place: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +241,6 @@ def test_in_a_delegated_group_pytest_makes_room_for_boxes_and_goes_back(
 
 @pytest.mark.needs("cgroup:io or blkio")
 def test_what_a_test_syncs_is_slowed_to_its_rate(pytester: pytest.Pytester):
-    require_cgroup_version(1)
     pytester.makepyfile(
         """
         import os, time
@@ -259,6 +260,41 @@ def test_what_a_test_syncs_is_slowed_to_its_rate(pytester: pytest.Pytester):
     result, entries = run(pytester)
     result.assert_outcomes(passed=1)
     assert entries["test_writes"]["limits"] == {"io": {"riops": 1000, "wbps": 4 * MIB}}
+
+
+@pytest.mark.needs("swap", "program:mkswap", "program:swapon")
+def test_a_test_may_swap_as_much_as_it_says_and_not_at_all_without(pytester: pytest.Pytester):
+    path = f"{tempfile.gettempdir()}/swap-{os.getpid()}"
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 96 * MIB)
+    os.chmod(path, 0o600)
+    subprocess.run(["mkswap", path], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["swapon", path], check=True)
+    try:
+        pytester.makepyfile(
+            """
+            import pytest
+
+            def touch(): assert len(bytearray(48 << 20)) == 48 << 20
+
+            @pytest.mark.sandbox(mem="32M", swap="64M")
+            def test_swaps(): touch()
+
+            @pytest.mark.sandbox(mem="32M", swap="8M")
+            def test_swaps_too_much(): touch()
+
+            @pytest.mark.sandbox(mem="32M")
+            def test_may_not_swap(): touch()
+            """
+        )
+        result, _ = run(pytester)
+    finally:
+        subprocess.run(["swapoff", path], check=True)
+        os.unlink(path)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*_ test_swaps_too_much _*", "OOM-killed: memory *", "*_ test_may_not_swap _*", "OOM-killed: memory *"]
+    )
 
 
 def test_devices_that_are_let_in_can_be_opened(pytester: pytest.Pytester):

@@ -166,10 +166,32 @@ def test_events_of_a_nested_group_count_for_the_box():
 def test_a_limit_of_a_missing_controller_says_so():
     with opened() as session:
         with pytest.raises(BoxFailed) as caught:
-            session.make("box", [limit("hugetlb", "hugetlb.2MB.limit_in_bytes", "0")], None)
-        assert str(caught.value) == (
-            "the cgroup controller hugetlb cannot be used: no mounted hierarchy has it; see /proc/cgroups"
-        )
+            session.make("box", [limit("rdma", "rdma.max", "0")], None)
+        assert str(caught.value).startswith("the cgroup controller rdma cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "files"),
+    [
+        ({"cpu": 0.001}, {"cpu.cfs_quota_us": 1_000, "cpu.cfs_period_us": 1_000_000, "cpu.max": "1000 1000000"}),
+        ({"cpu": 0.25, "cpu_period": 1_000}, {"cpu.cfs_quota_us": 1_000, "cpu.max": "1000 4000"}),
+        ({"cpu": 1, "cpu_period": 1_000}, {"cpu.cfs_quota_us": 1_000, "cpu.max": "1000 1000"}),
+        ({"cpu": 64, "cpu_period": 1_000_000}, {"cpu.cfs_quota_us": 64_000_000, "cpu.max": "64000000 1000000"}),
+        ({"cpu_shares": 2}, {"cpu.shares": 2, "cpu.weight": 1}),
+        ({"cpu_shares": 1024}, {"cpu.shares": 1024, "cpu.weight": 39}),
+        ({"cpu_shares": 262_144}, {"cpu.shares": 262_144, "cpu.weight": 10_000}),
+    ],
+)
+def test_the_kernel_takes_quotas_periods_and_shares_at_their_edges(values, files):
+    with opened() as session, node_of(session, Spec(**values)) as node:
+        found = {}
+        for _, path in node.views:
+            for file in files:
+                if os.path.exists(f"{path}/{file}"):
+                    with open(f"{path}/{file}") as opened_file:
+                        found[file] = opened_file.read().strip()
+        assert found
+        assert found == {file: str(value) for file, value in files.items() if file in found}
 
 
 def test_a_limit_that_the_kernel_refuses_names_the_file_and_leaves_no_group():

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_nsbox.kernel import cgroup
+from pytest_nsbox.kernel import cgroup, mount, namespaces
 from pytest_nsbox.kernel.cgroup_node import Session
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes
 from pytest_nsbox.policy.spec import Spec
 from tests.capabilities import require, require_cgroup_version
 from tests.kernel.cgroups import limit, node_of, opened, run, started
+from tests.warden.boxes import in_a_process
 
 pytestmark = pytest.mark.needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
 
@@ -99,3 +104,55 @@ def test_the_peak_of_memory_can_begin_anew(session):
         assert int(node.read()["memory.max_usage_in_bytes"]) > 64 << 20
         node.reset_peaks()
         assert int(node.read()["memory.max_usage_in_bytes"]) < 64 << 20
+
+
+TOUCH = """
+import mmap, os
+MAP_HUGETLB, MAP_NORESERVE = 0x40000, 0x4000
+page = mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE)
+page[0] = 1
+"""
+
+
+def test_huge_pages_are_limited_where_the_hierarchy_that_the_error_names_is_mounted(session, tmp_path):
+    if os.uname().machine != "x86_64":
+        pytest.skip("pages of other sizes")
+    want = Spec(hugetlb=(("2MB", 0),))
+    with pytest.raises(BoxFailed) as told:
+        session.make("box", cgroup_writes(want, 1), None)
+    fix = re.fullmatch(
+        "the cgroup controller hugetlb cannot be used: boxes use cgroup v1 here, and no mounted hierarchy has it; (.*)",
+        str(told.value),
+    )
+    if fix is None:
+        pytest.skip(str(told.value))
+    point = "/sys/fs/cgroup/hugetlb"
+
+    def play():
+        namespaces.unshare(namespaces.NEWNS)
+        mount.make_private("/")
+        # The host's own mounts of cgroup stay below it; nothing new must lie on the host.
+        mount.attach(mount.new_mount("tmpfs"), str(tmp_path))
+        subprocess.run(fix[1].replace(point, f"{tmp_path}/hugetlb"), shell=True, check=True)
+        with opened("huge") as other, node_of(other, want) as node:
+            path = views(node)["hugetlb"]
+            limit = (path / "hugetlb.2MB.limit_in_bytes").read_text()
+            status, _ = run(node, TOUCH)
+            # The limit is asked before the pool, which may be empty.
+            return limit, status, int((path / "hugetlb.2MB.failcnt").read_text()) > 0
+
+    def unmount():
+        namespaces.unshare(namespaces.NEWNS)
+        # It may be on its way already.
+        with contextlib.suppress(KernelError):
+            os.close(mount.new_mount("cgroup", (("hugetlb", None),)))
+
+    try:
+        assert in_a_process(play) == ("0\n", -signal.SIGBUS, True)
+    finally:
+        # The hierarchy goes with its last mount, unless a group of it, removed just now, is not gone yet.
+        deadline = time.monotonic() + 10
+        while not re.search(r"^hugetlb\t0\t", Path("/proc/cgroups").read_text(), re.MULTILINE):
+            assert time.monotonic() < deadline, "the hierarchy of hugetlb stays"
+            time.sleep(0.01)
+            in_a_process(unmount)

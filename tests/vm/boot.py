@@ -167,5 +167,16 @@ def machine_settings(command: Sequence[str], scratch: str) -> dict[str, object]:
         "status": STATUS,
         "begin": BEGIN,
         "end": END,
-        "modules": ["overlay", "veth", "bridge", "dummy", "ipv6", "loop", "sch_tbf", "sch_netem", "nft_tproxy"],
+        "modules": [
+            "overlay",
+            "veth",
+            "bridge",
+            "dummy",
+            "ipv6",
+            "loop",
+            "dm_mod",
+            "sch_tbf",
+            "sch_netem",
+            "nft_tproxy",
+        ],
     }

@@ -16,9 +16,9 @@ from pathlib import Path
 
 # Debian packages whose files the tests and the plugin's suites call; what is not installed here is left out.
 PACKAGES = (
-    *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "gzip", "hostname", "iproute2"),
-    *("less", "libc-bin", "login", "mawk", "mount", "ncurses-base", "netbase", "passwd", "procps", "sed", "tar"),
-    *("tzdata", "uidmap", "util-linux", "util-linux-extra"),
+    *("base-files", "base-passwd", "bash", "coreutils", "dash", "e2fsprogs", "findutils", "grep", "gzip"),
+    *("hostname", "iproute2", "less", "libc-bin", "login", "mawk", "mount", "ncurses-base", "netbase", "passwd"),
+    *("procps", "sed", "tar", "tzdata", "uidmap", "util-linux", "util-linux-extra"),
 )
 # With NSBOX_RUNTIMES=1, for `tox -e runtimes`.
 RUNTIMES = ("openjdk-17-jre-headless", "nodejs", "htop", "busybox", "busybox-static")

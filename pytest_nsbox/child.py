@@ -117,6 +117,7 @@ class Child:
         self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
         self._properties = len(internals.testsuite_properties(self.config))
         self._failed_subtests = self._count_failed_subtests()
+        self._xml_attributes = dict(internals.xml_attributes(self.item))
         self._stops = self._read_stops()
         self._measured: Measured | None = None
         self._random_state: Any = None
@@ -261,6 +262,7 @@ class Child:
             setattr(item, name, value)
         self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
         self._failed_subtests = self._count_failed_subtests()
+        self._xml_attributes = dict(internals.xml_attributes(self.item))
         self._stops = self._read_stops()
         self._take_terminal_state(frame)
         output.forget_live_log(self.config)
@@ -359,6 +361,8 @@ class Child:
         if properties:
             self._properties += len(properties)
             left["testsuite_properties"] = properties
+        if (recorded := internals.xml_attributes(self.item)) != self._xml_attributes:
+            self._xml_attributes = left["xml_attributes"] = dict(recorded)
         failed = self._count_failed_subtests()
         if failed != self._failed_subtests:
             self._failed_subtests = left["failed_subtests"] = failed

@@ -210,6 +210,8 @@ class Follower:
                 setattr(item, name, value)
         for name, value in frame.get("testsuite_properties", ()):
             internals.testsuite_properties(self.config).append((name, value))
+        if "xml_attributes" in frame:
+            internals.record_xml_attributes(item, frame["xml_attributes"])
         if "failed_subtests" in frame:
             table, key = internals.failed_subtests(item)
             table[key] = frame["failed_subtests"]

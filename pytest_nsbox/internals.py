@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -342,9 +342,28 @@ def failed_subtests(item: pytest.Item) -> tuple[Any, Any]:
 
 def testsuite_properties(config: pytest.Config) -> list[tuple[str, str]]:
     """The list behind ``record_testsuite_property`` (empty and detached without ``--junitxml``)."""
-    plugin = config.pluginmanager.get_plugin("junitxml")
-    xml = config.stash.get(plugin.xml_key, None) if plugin is not None else None
+    xml = _junit(config)
     return xml.global_properties if xml is not None else []
+
+
+def xml_attributes(item: pytest.Item) -> dict[str, str]:
+    """What ``record_xml_attribute`` recorded for the item in this process."""
+    xml = _junit(item.config)
+    reporter = xml.node_reporters.get((getattr(item, "id", item.nodeid), None)) if xml is not None else None
+    return reporter.attrs if reporter is not None else {}
+
+
+def record_xml_attributes(item: pytest.Item, attributes: Mapping[str, str]) -> None:
+    """Record them in pytest's process."""
+    xml = _junit(item.config)
+    for name, value in attributes.items() if xml is not None else ():
+        xml.node_reporter(getattr(item, "id", item.nodeid)).add_attribute(name, value)
+
+
+def _junit(config: pytest.Config) -> Any:
+    """pytest's writer of junit.xml, or None."""
+    plugin = config.pluginmanager.get_plugin("junitxml")
+    return config.stash.get(plugin.xml_key, None) if plugin is not None else None
 
 
 def set_report_sections(item: pytest.Item, sections: Sequence[tuple[str, str]]) -> None:

@@ -61,8 +61,8 @@ def _tell(row: Row, version: str, compared: Compared) -> int:
     """Print one line, and below it why the row is wrong, if it is."""
     differing = [way for way, lines in compared.found.items() if lines]
     lines = [compared.problem] if compared.problem else []
-    if differing and not row.reason:
-        lines += [line for way in differing for line in compared.found[way]]
+    told = row.differs if row.reason else ()
+    lines += [line for way in differing if way not in told for line in compared.found[way]]
     if row.reason and not differing:
         lines.append("it is the same, though a reason is given why it cannot be")
     state = "WRONG" if lines else ("differs as told" if differing else "same")

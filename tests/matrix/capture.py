@@ -368,7 +368,7 @@ CAPTURE = Section(
         ),
         Row(
             "`record_property`, `record_testsuite_property`, `record_xml_attribute`",
-            "1 failed, 2 passed, 4 warnings",
+            "1 failed, 2 passed, 1 warning",
             {
                 "test_records.py": """
                     import pytest
@@ -391,7 +391,7 @@ CAPTURE = Section(
                         assert 0
                 """
             },
-            ["--junitxml=junit.xml"],
+            ["--junitxml=junit.xml", "-o", "junit_family=xunit1"],
             produces=["junit.xml"],
         ),
         Row(

@@ -234,6 +234,7 @@ ENDINGS = Section(
             },
             reason="Without a box it ends pytest. In a box that test fails, the report says how its process ended, and"
             " the run goes on.",
+            differs=("outcomes", "counts", "exit code", "report"),
         ),
     ],
 )

@@ -79,6 +79,7 @@ ALL = "3 failed, 4 passed, 1 skipped, 1 xfailed, 1 xpassed, 1 warning, 1 error"
 # pytest's list of all fixtures has one more with the plugin, and junit's messages are cut at a length.
 WITHOUT_LIST = ["-k", "not error_in_setup"]
 NO_LIST = ALL.replace("3 failed", "2 failed, 1 deselected")
+ONE_MORE = "The list of plugins has this one as well."
 
 
 def _row(feature: str, gives: str, *args: str, **more: object) -> Row:
@@ -158,6 +159,26 @@ OPTIONS = Section(
         _row("`--import-mode=importlib`", ALL, "--import-mode=importlib"),
         _row("`--import-mode=append`", ALL, "--import-mode=append"),
         _row("`--rootdir`", ALL, "--rootdir=."),
+        Row(
+            "`-c`, `--confcutdir`",
+            "1 passed, 1 skipped",
+            {
+                "other.ini": "[pytest]\npython_functions = check_*\n",
+                "conftest.py": "raise RuntimeError('above the cut')\n",
+                "inner/conftest.py": "import pytest\n\n@pytest.fixture\ndef value():\n    return 5\n",
+                "inner/test_checks.py": "import pytest\n\ndef check_value(value):\n    assert value == 5\n\n"
+                "def check_skip():\n    pytest.skip('inside')\n\ndef test_not_collected():\n    assert 0\n",
+            },
+            ["-c", "other.ini", "--confcutdir=inner", "inner"],
+        ),
+        Row(
+            "`--noconftest`",
+            "1 passed",
+            {"conftest.py": "raise RuntimeError('not read')\n", "test_it.py": "def test_it(): pass\n"},
+            ["--noconftest"],
+        ),
+        _row("`--debug`", ALL, "--debug=debug.log", reason=ONE_MORE),
+        _row("`--trace-config`", ALL, "--trace-config", reason=ONE_MORE),
         _row("`-o faulthandler_timeout`", ALL, "-o", "faulthandler_timeout=5"),
         _row("`--assert=plain`", ALL, "--assert=plain"),
         _row(

@@ -180,6 +180,35 @@ PLUGINS = Section(
             "-k",
             "not fails",
         ),
+        Row(
+            "pytest-cov: processes that tests start (`patch = subprocess`, `concurrency = multiprocessing`)",
+            "2 passed",
+            {
+                ".coveragerc": "[run]\nbranch = true\npatch = subprocess\nconcurrency = multiprocessing, thread\n"
+                "omit = recorder.py\n",
+                "started.py": "import sys\n\ndef double(number):\n    return number * 2\n\n"
+                "if len(sys.argv) == 2:\n    print(sys.argv[1])\nelse:\n    print('imported')\n",
+                "test_starts.py": """
+                    import multiprocessing
+                    import subprocess
+                    import sys
+                    import started
+
+                    def test_subprocess():
+                        subprocess.run([sys.executable, "started.py", "5"], check=True)
+
+                    def test_pool():
+                        with multiprocessing.get_context("spawn").Pool(1) as pool:
+                            assert pool.map(started.double, [1]) == [2]
+                            pool.close()
+                            pool.join()
+                """,
+            },
+            ["--cov=.", "--cov-report=term-missing", "--cov-report=json"],
+            ["pytest_cov"],
+            produces=["coverage.json"],
+            ignore=COVERAGE_TIMES,
+        ),
         _cov("pytest-cov with xdist: statements", COVERED_GIVES, "-n2"),
         _cov("pytest-cov with xdist: branches, contexts", COVERED_GIVES, "-n2", "--cov-branch", "--cov-context=test"),
         Row(
@@ -210,6 +239,13 @@ PLUGINS = Section(
             ["timeout"],
         ),
         Row(
+            "pytest-timeout: `--session-timeout`",
+            "1 passed",
+            {"test_slow.py": "import time\n\ndef test_one(): time.sleep(1.2)\n\ndef test_two(): pass\n"},
+            ["--session-timeout=1"],
+            ["timeout"],
+        ),
+        Row(
             "pytest-timeout: method thread",
             "",
             {"test_slow.py": "import time\ndef test_slow():\n    time.sleep(20)\ndef test_after(): pass\n"},
@@ -217,6 +253,7 @@ PLUGINS = Section(
             ["timeout"],
             reason="Without a box, this method ends the whole of pytest. In a box it ends the test, which is reported"
             " with the stacks of its threads, and the run goes on.",
+            differs=("outcomes", "counts", "report"),
         ),
         Row(
             "pytest-rerunfailures",

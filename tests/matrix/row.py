@@ -29,6 +29,7 @@ class Row:
     several_processes: bool = False  # reports come in any order, and so do the terminal's lines
     at_least: str = ""  # of pytest
     reason: str = ""  # why it is not the same, and the way round
+    differs: Sequence[str] = ("report",)  # the ways in which it may differ for that reason
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Child:
         self.due, self.last_report = None, report
         if self.shell is not None and report.failed:
             self.shell.open_for(self, report)
-        self._print_now()
+        _flush()  # what it printed past the capture comes before what pytest prints of the report
         passed = passed_to_data(report, self.keywords)
         if passed is not None:
             self.channel.send("passed", report=passed, **left)
@@ -194,16 +194,11 @@ class Child:
     def log(self, report: Any) -> None:
         """Send a report that something logged besides the phases' (subtests, plugins)."""
         if report is not self.last_report:
-            self._print_now()
+            _flush()
             captured = output.is_capturing(self.config)
             self.channel.send("log", report=self._serialise(report), captured=captured)
             if self._lockstep_output or captured:
                 self.await_go()
-
-    def _print_now(self) -> None:
-        """Empty our buffers before pytest goes on in the same terminal, file or pipe."""
-        if self._lockstep_output:
-            _flush()
 
     def await_go(self) -> None:
         """Wait until pytest has printed what it knows, since its output and ours go to one terminal, or until it has
@@ -403,6 +398,7 @@ def _copy(value: Any) -> Any:
 
 
 def _flush() -> None:
+    """Empty our buffers before pytest goes on in the same terminal, file or pipe."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         # Closed or replaced by the test: then there is nothing of ours to lose.
         with contextlib.suppress(AttributeError, OSError, ValueError):

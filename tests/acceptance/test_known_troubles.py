@@ -153,18 +153,25 @@ def test_locks_that_another_thread_holds_at_the_fork_are_bounded_by_the_timeout(
             import time
 
             LOCK = threading.Lock()
+            END = threading.Event()
 
             def holds():
-                while True:
+                while not END.is_set():
                     with LOCK:
                         time.sleep(0.01)
 
             def logs():
-                while True:
+                while not END.is_set():
                     logging.getLogger("busy").debug("busy")
 
-            for target in (holds, logs):
-                threading.Thread(target=target, daemon=True).start()
+            THREADS = [threading.Thread(target=target) for target in (holds, logs)]
+            for thread in THREADS:
+                thread.start()
+
+            def pytest_unconfigure():
+                END.set()
+                for thread in THREADS:
+                    thread.join()
         """,
         "test_locks.py": """
             import logging

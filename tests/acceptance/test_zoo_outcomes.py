@@ -20,7 +20,9 @@ def test_every_outcome_is_the_plain_one(runs: Runs, ahead: bool):
 
 
 def test_unittest_and_doctest_are_the_plain_ones(runs: Runs):
-    runs.same({"test_cases.py": ZOO / "cases.py"}, "--doctest-modules", "-v", "-rA")
+    _, boxed = runs.same({"test_cases.py": ZOO / "cases.py"}, "--doctest-modules", "-v", "-rA")
+    for test in ("::test_passes", "test_cases.py::test_cases"):
+        assert "sandbox.cpu_s" in boxed.properties(test)
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")

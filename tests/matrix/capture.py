@@ -53,15 +53,23 @@ NOISE = {
                 input()
     """
 }
+BUFFERED = (
+    "Where the run writes into a pipe, Python keeps what is printed past the capture in a buffer, and plain pytest"
+    " shows it after what programs and `os.write` print meanwhile. In boxes it is shown by the end of each phase. On a"
+    " terminal, and with `PYTHONUNBUFFERED`, both show everything at once."
+)
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 
 CAPTURE = Section(
     "Capture, logging, warnings",
     [
         Row("`--capture=fd`", "3 failed, 2 passed", NOISE, ["-rA"]),
         Row("`--capture=sys`", "3 failed, 2 passed", NOISE, ["--capture=sys", "-rP"]),
-        Row("`-s`", "4 failed, 1 passed", NOISE, ["-s"]),
-        Row("`-s -v`", "4 failed, 1 passed", NOISE, ["-s", "-v"]),
-        Row("`--capture=tee-sys`", "4 failed, 1 passed", NOISE, ["--capture=tee-sys"]),
+        Row("`-s`", "4 failed, 1 passed", NOISE, ["-s"], reason=BUFFERED),
+        Row("`-s -v`", "4 failed, 1 passed", NOISE, ["-s", "-v"], reason=BUFFERED),
+        Row("`--capture=tee-sys`", "4 failed, 1 passed", NOISE, ["--capture=tee-sys"], reason=BUFFERED),
+        Row("`-s -v`, unbuffered", "4 failed, 1 passed", NOISE, ["-s", "-v"], env=UNBUFFERED),
+        Row("`--capture=tee-sys`, unbuffered", "4 failed, 1 passed", NOISE, ["--capture=tee-sys"], env=UNBUFFERED),
         Row("`--show-capture=no`", "3 failed, 2 passed", NOISE, ["--show-capture=no"]),
         Row("`--show-capture=stderr`", "3 failed, 2 passed", NOISE, ["--show-capture=stderr"]),
         Row(

@@ -32,7 +32,9 @@ from tests.matrix.row import Row
 
 WAYS = ("outcomes", "counts", "exit code", "report")
 TIMEOUT = 180.0  # seconds for one run of pytest
-_UNWANTED = ("PYTEST_", "COV_", "COVERAGE_", "TOX_", "CI", "BUILD_NUMBER", "COLUMNS", "VIRTUAL_ENV", "NSBOX_")
+# PYTHONUNBUFFERED: what is printed in which order is harder to keep with buffers.
+_OF_CI = ("CI", "BUILD_NUMBER", "COLUMNS", "PYTHONUNBUFFERED", "VIRTUAL_ENV")
+_UNWANTED = ("PYTEST_", "COV_", "COVERAGE_", "TOX_", "NSBOX_", *_OF_CI)
 
 
 class Compared(NamedTuple):

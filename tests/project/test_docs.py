@@ -14,6 +14,7 @@ from pytest_nsbox.policy import features, usage
 from pytest_nsbox.policy.keys import KEYS
 from pytest_nsbox.policy.limits import LIMITS, render_page
 from pytest_nsbox.policy.spec import Layer, Spec
+from tests.matrix.sections import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -120,3 +121,20 @@ def test_ci_runs_the_command_of_the_readme():
     block = readme.partition("<!-- the test command -->\n```console\n$ ")[2].partition("\n```")[0]
     assert "tox" in block
     assert "\n" not in block, "one line"
+
+
+def test_every_known_trouble_has_a_test_or_a_row_of_the_matrix_that_exists():
+    features = {row.feature for section in SECTIONS for row in section.rows}
+    page = (ROOT / "docs" / "explanation" / "known-troubles.md").read_text(encoding="utf-8")
+    lines = [
+        line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| Trouble", "| Thing"))
+    ]
+    assert len(lines) > 70
+    for line in lines:
+        shown = line.strip("| ").rpartition(" | ")[2]
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", shown)
+        rows = re.findall(r"matrix: (.*?)(?=; (?:matrix: |`tests/)|$)", shown)
+        assert tests or rows, line
+        for path, name in tests:
+            assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+        assert set(rows) <= features, line

@@ -1,5 +1,6 @@
 """What a box is from inside, by the marker's keys."""
 
+import asyncio
 import errno
 import os
 import pathlib
@@ -61,6 +62,9 @@ def test_no_network():
     with pytest.raises(OSError) as refused:
         socket.create_connection(("192.0.2.1", 80), timeout=2)
     assert refused.value.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    child = "import socket; socket.create_connection(('192.0.2.1', 80), 2)"
+    assert "unreachable" in subprocess.run([sys.executable, "-S", "-c", child], capture_output=True, text=True).stderr
+    assert asyncio.run(asyncio.sleep(0, 5)) == 5  # with a pair of unix sockets of its own
 
 
 @pytest.mark.sandbox(net=True)

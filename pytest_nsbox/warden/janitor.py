@@ -14,6 +14,7 @@ from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SE
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.cgroup_tree import Group, remove_all
+from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import fields
 from pytest_nsbox.warden.tree import Remains
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _FROM = 8  # boxes: fewer are not worth a process
 _MOST = 16  # requests at once
 _LARGEST = 1 << 16  # bytes of a request
+_PATIENCE = 20.0  # seconds, at the end: to remove a group can take two, and somebody may have stopped the process
 _MOST_FDS = 253  # of one message: SCM_MAX_FD
 
 
@@ -113,6 +115,7 @@ class Janitor:
         self._forget = forget
         self._sock: socket | None = None
         self.pid = 0
+        self.patience = _PATIENCE
         self._number = 0
         self._waiting: dict[int, Waiting] = {}
 
@@ -125,7 +128,7 @@ class Janitor:
         if self.pid == 0:
             try:
                 # Nobody may take us for the warden, whose end of the client's socket and of inits' lines we have.
-                self._doors.close_all_but((theirs.fileno(),))
+                self._doors.close_all_but((0, 1, 2, theirs.fileno()))
                 process.set_name("nsbox-janitor")
                 _serve(theirs, self._doors)
             finally:
@@ -159,7 +162,11 @@ class Janitor:
         self._waiting[self._number] = done, instead
 
     def close(self) -> None:
-        """Wait until everything is done, and for the end of the process."""
+        """Wait until everything is done, and end the process; what it does not get done in time is ours to do."""
+        if self._sock is not None:
+            # SO_RCVTIMEO, socket(7).
+            seconds, part = divmod(self.patience, 1)
+            self._sock.setsockopt(SOL_SOCKET, 20, struct.pack("@ll", int(seconds), int(part * 1e6)))
         while self._sock is not None and self._waiting:
             self._answered()
         if self._sock is not None:
@@ -183,6 +190,8 @@ class Janitor:
         sock, self._sock = self._sock, None
         assert sock is not None
         self._forget(sock.detach())
+        # A stopped process, too, ends of this.
+        os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         waiting, self._waiting = self._waiting, {}
         for _, instead in waiting.values():

@@ -45,21 +45,31 @@ def delegating_command_v2(point: str, controllers: Iterable[str], uid: int) -> s
 
 def why_absent(name: str, *, unified: bool) -> str:
     """Return why no group has the controller `name`, and the fix. unified: boxes use cgroup v2."""
-    enabled = {}
+    rows: dict[str, list[str]] = {}
     try:
         with open("/proc/cgroups", encoding="ascii") as file:
-            enabled = {line.split()[0]: line.split()[3] for line in file if not line.startswith("#")}
+            rows = {line.split()[0]: line.split() for line in file if not line.startswith("#")}
     except OSError:
         pass  # CONFIG_PROC_FS or the file's v1 support is not built in: less to tell
-    if enabled.get(name) == "0":
+    return why_absent_in(rows.get(name), name, unified=unified)
+
+
+def why_absent_in(row: list[str] | None, name: str, *, unified: bool) -> str:
+    """The same, given the words of the controller's line in /proc/cgroups: name, hierarchy, groups, enabled."""
+    if row is not None and row[3] == "0":
         return f"the controller is disabled at boot; boot the kernel with cgroup_enable={name}"
+    if unified and row is not None and row[1] != "0":
+        return (
+            f"boxes use cgroup v2 here, and {name} is in a hierarchy of cgroup v1; unmount that, "
+            f"or boot the kernel with cgroup_no_v1={name}"
+        )
     if unified:
         return (
             f"{name} is not in cgroup.controllers: not passed on to this group, or not in the kernel; "
             f"echo +{name} > cgroup.subtree_control in the groups above, or "
             "systemd-run --scope -p Delegate=yes pytest …"
         )
-    if name in enabled:
+    if row is not None:
         point = f"/sys/fs/cgroup/{name}"
         return (
             f"boxes use cgroup v1 here, and no mounted hierarchy has it; "

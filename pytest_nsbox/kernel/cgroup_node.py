@@ -182,7 +182,8 @@ class Session:
                 raise
             hierarchy.fill(group)
             self.screens += (group.open(hierarchy.door, os.O_WRONLY),)
-            if hierarchy.controllers & _WANTED:
+            # On v2 the box's one group is all that lies there.
+            if hierarchy.controllers & _WANTED and self.version == 1:
                 self.screened.append((hierarchy.view, group.path))
 
     def unjoined(self) -> list[Hierarchy]:

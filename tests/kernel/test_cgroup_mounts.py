@@ -10,6 +10,7 @@ import pytest
 
 from pytest_nsbox.kernel import cgroup, cgroup_tree
 from pytest_nsbox.kernel.cgroup import Mount
+from pytest_nsbox.kernel.cgroup_delegation import why_absent_in
 from pytest_nsbox.policy.errors import BoxFailed
 from tests.kernel.cgroups import limit
 
@@ -79,7 +80,7 @@ class MadeUpFiles(cgroup_tree.Files):
             Path(path, name).touch()
 
     def _rmdir(self, path: str) -> None:
-        if any(entry.is_dir() for entry in os.scandir(path)):
+        if any(os.path.isdir(f"{path}/{name}") for name in os.listdir(path)):
             raise OSError(errno.ENOTEMPTY, "not empty")
         for name in os.listdir(path):
             os.unlink(f"{path}/{name}")
@@ -161,6 +162,35 @@ def test_a_hybrid_machine_gives_the_version_that_has_memory_and_pids(tmp_path: P
     session = cgroup.open_session("/nsbox", "unit", files=files, mounts=mounts)
     assert session.version == version
     session.close()
+
+
+def test_boxes_on_v2_show_nothing_of_a_hierarchy_of_v1_beside_it(tmp_path: Path):
+    mounts = [mounted(tmp_path, 2, "unified", "memory", "pids"), mounted(tmp_path, 1, "cpu", "cpu")]
+    files = MadeUpFiles("cgroup.subtree_control", "tasks")
+    session = cgroup.open_session("/nsbox", "unit", files=files, mounts=mounts)
+    session.open_screens()
+    # Its root may not be the host's all the same.
+    assert len(session.screens) == 1
+    assert session.screened == []
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("row", "unified", "told"),
+    [
+        (None, False, "the kernel is built without it"),
+        ("cpu 0 1 0", True, "the controller is disabled at boot; boot the kernel with cgroup_enable=cpu"),
+        (
+            "cpu 0 1 1",
+            True,
+            "cpu is not in cgroup.controllers: not passed on to this group, or not in the kernel;",
+        ),
+        ("cpu 3 1 1", True, "boxes use cgroup v2 here, and cpu is in a hierarchy of cgroup v1; unmount that, or boot"),
+        ("cpu 0 1 1", False, "boxes use cgroup v1 here, and no mounted hierarchy has it; mkdir -p /sys/fs/cgroup/cpu"),
+    ],
+)
+def test_where_an_absent_controller_is_and_how_it_comes_is_told(row, unified, told):
+    assert why_absent_in(row and row.split(), "cpu", unified=unified).startswith(told)
 
 
 def test_without_any_cgroup_mount_boxes_without_limits_can_be_made():

@@ -57,7 +57,12 @@ class Freezer:
         """Say if all of it stands still."""
         if not self._v1:
             return "frozen 1" in (self._group.read("cgroup.events") or "")
-        return not self._gather() and self._group.read("freezer.state") == "FROZEN\n"
+        if not self._gather() and self._group.read("freezer.state") == "FROZEN\n":
+            return True
+        # Who was on the way to wait for its child of vfork(2) when we asked, waits on unfrozen until it is asked again,
+        # and the child, frozen before it could exec, never lets it go.
+        self._group.write("freezer.state", "FROZEN")
+        return False
 
     def _gather(self) -> bool:
         """Move the box's processes into the group; say if any was not there yet.

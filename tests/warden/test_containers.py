@@ -201,6 +201,15 @@ class TestStart:
         box.pause()
         assert box.kill() == -9
 
+    def test_programs_that_are_being_started_are_paused_too(self, boxes: NsBox):
+        # A shell waits for its child of vfork(2) in a way that freezes only if it is asked while it does.
+        box = boxes.start(["sh", "-c", "for i in 1 2 3 4; do while :; do /bin/true; done & done; wait"])
+        for _ in range(20):
+            box.pause()
+            assert box.status == "paused"
+            box.resume()
+        assert box.kill() == -9
+
     def test_a_paused_box_is_stopped_and_removed(self, boxes: NsBox):
         first, second = boxes.start(["sleep", "60"]), boxes.start(["sleep", "60"])
         first.pause()

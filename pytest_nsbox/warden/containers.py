@@ -215,18 +215,39 @@ class Containers:
         except Exception as error:  # noqa: BLE001  # as in _serve: nobody has looked at the spec's values before
             self._give_up(container, order, stdin, error)
             return
-        server.await_init(box, undo, lambda error: self._begun(container, order, stdin, box, error))
+        try:
+            early = self._spawner.fork_early(box, container.program, stdin, self._screens(), undo)
+        except (BoxFailed, OSError) as error:
+            undo.run()
+            self._give_up(container, order, -1, error)
+            return
+        left = stdin if early is None else -1
+        server.await_init(box, undo, lambda error: self._begun(container, order, left, (box, early), error))
 
-    def _begun(self, container: Container, order: Order, stdin: int, box: Box, error: Exception | None) -> None:
+    def _screens(self) -> tuple[int, ...]:
+        session = self.server.session
+        return session.cgroups.screens if session is not None and session.cgroups is not None else ()
+
+    def _begun(
+        self,
+        container: Container,
+        order: Order,
+        stdin: int,
+        made: tuple[Box, execute.Early | None],
+        error: Exception | None,
+    ) -> None:
+        box, early = made
         if error is None and container.removed:
             error = BoxFailed("it was removed before it began")
+            if early is not None:
+                early.drop()
             self._leave(box)
             self.server.let_go(box)
         if error is not None:
             self._give_up(container, order, stdin, error)
             return
         container.box = box
-        self._launch(container, order, stdin)
+        self._launch(container, order, stdin, early)
 
     def _give_up(self, container: Container, order: Order, stdin: int, error: Exception) -> None:
         """The box could not be made."""
@@ -237,7 +258,7 @@ class Containers:
         container.removed = True
         order.fail(str(error))
 
-    def _launch(self, container: Container, order: Order, stdin: int) -> None:
+    def _launch(self, container: Container, order: Order, stdin: int, early: execute.Early | None) -> None:
         """The box is there: start the main program in it."""
 
         def ended() -> None:
@@ -251,7 +272,11 @@ class Containers:
                 order.answer(self.state(container))
 
         try:
-            container.main = self.spawn(container, container.program, stdin, told)
+            if early is not None:
+                early.let_in()
+                container.main = self._follow(Process(early.pid, early.pidfd, early.streams), told)
+            else:
+                container.main = self.spawn(container, container.program, stdin, told)
         except (KernelError, OSError) as error:
             order.fail(str(error))
             self._remove(container)
@@ -274,12 +299,10 @@ class Containers:
         assert container.box is not None
         streams = execute.Streams(stdin, outputs)
         try:
-            session = self.server.session
-            screens = session.cgroups.screens if session is not None and session.cgroups is not None else ()
             view = container.box.view
             if view is not None and view.theirs < 0:
                 view.open_line()
-            running = Process(*self._spawner.spawn(container.box, program, streams, screens), streams)
+            running = Process(*self._spawner.spawn(container.box, program, streams, self._screens()), streams)
             if view is not None:
                 view.follow(self.server.watch, self.server.forget)
         except BaseException:
@@ -287,6 +310,9 @@ class Containers:
             raise
         finally:
             streams.close_theirs()
+        return self._follow(running, told)
+
+    def _follow(self, running: Process, told: Callable[..., None]) -> Process:
         for pipe in list(running.pipes):
             self.server.watch(pipe, lambda pipe=pipe: self._pump(running, pipe))  # type: ignore[misc]
         self.server.watch(running.failure, lambda: self._tell_failure(running, told))

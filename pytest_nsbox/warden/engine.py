@@ -31,8 +31,9 @@ class Engine:
         self._wire = Wire(sock)
         self._number = 0
         self._answers: dict[int, Answer] = {}
-        self._changed = threading.Condition()
-        # One of the waiting threads reads, for all.
+        # One of the waiting threads reads, for all. Each waits to be woken by a condition of its own.
+        self._lock = threading.Lock()
+        self._waiting: dict[int, threading.Condition] = {}
         self._reading = False
         self._sending = threading.Lock()
         self.gone = ""
@@ -67,24 +68,41 @@ class Engine:
 
     def _wait(self, number: int, timeout: float | None) -> Answer:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with self._changed:
-                while self._reading and number not in self._answers and not self.gone:
-                    rest = None if deadline is None else deadline - time.monotonic()
-                    if rest is not None and rest <= 0:
-                        raise Late
-                    self._changed.wait(rest)
-                if number in self._answers:
-                    return self._answers.pop(number)
-                if self.gone:
-                    raise self._lost(self.gone)
-                self._reading = True
+        mine = threading.Condition(self._lock)
+        with self._lock:
+            self._waiting[number] = mine
             try:
-                self._read(deadline)
+                while number not in self._answers:
+                    if self.gone:
+                        raise self._lost(self.gone)
+                    if self._reading:
+                        rest = None if deadline is None else deadline - time.monotonic()
+                        if rest is not None and rest <= 0:
+                            raise Late
+                        mine.wait(rest)
+                    else:
+                        self._read_for_all(deadline)
+                return self._answers.pop(number)
             finally:
-                with self._changed:
-                    self._reading = False
-                    self._changed.notify_all()
+                del self._waiting[number]
+                if not self._reading:
+                    # One of the others has to read now.
+                    for other in self._waiting.values():
+                        other.notify()
+                        break
+
+    def _read_for_all(self, deadline: float | None) -> None:
+        """Read, with the lock let go meanwhile, and wake those whose answers came: nobody else."""
+        self._reading = True
+        self._lock.release()
+        try:
+            self._read(deadline)
+        finally:
+            self._lock.acquire()
+            self._reading = False
+            for number, waiting in self._waiting.items():
+                if number in self._answers or self.gone:
+                    waiting.notify()
 
     def _read(self, deadline: float | None) -> None:
         """Read one piece of what the warden says, or come to the deadline."""

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.confinement import Confinement
     from pytest_nsbox.policy.spec import Spec
-    from pytest_nsbox.warden.box import Box
+    from pytest_nsbox.warden.box import Box, Undo
     from pytest_nsbox.warden.doors import Doors
 
 # What Python itself ignores, and what the warden does, is inherited by programs.
+_GO = b"g"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -92,6 +93,42 @@ class Streams:
                 os.close(fd)
 
 
+class Early:
+    """A process that was forked while its box is being made, and waits to be let in."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self.pid = self.pidfd = -1
+        try:
+            self.waits, self._lets_in = os.pipe()
+        except OSError:
+            streams.close_ours()
+            raise
+
+    def has_been_let_in(self) -> bool:
+        """In the process: wait; False if it is to end."""
+        os.close(self._lets_in)
+        return os.read(self.waits, 1) == _GO
+
+    def let_in(self) -> None:
+        """The box is ready."""
+        os.write(self._lets_in, _GO)
+        self._close()
+
+    def drop(self) -> None:
+        """There is no box for it. Its init cannot end before it is collected."""
+        if self.pidfd >= 0:
+            process.kill(self.pidfd)
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            os.close(self.pidfd)
+        self.streams.close_ours()
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self.waits)
+        os.close(self._lets_in)
+
+
 class Spawner:
     """Starts programs for one warden."""
 
@@ -103,11 +140,14 @@ class Spawner:
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._files[1], self._files[1]))
 
-    def spawn(self, box: Box, program: Program, streams: Streams, screens: tuple[int, ...]) -> tuple[int, int]:
+    def spawn(
+        self, box: Box, program: Program, streams: Streams, screens: tuple[int, ...], early: Early | None = None
+    ) -> tuple[int, int]:
         """Return pid (on the host) and pidfd of a new process in `box` that becomes `program`; both ends of `streams`
         stay the caller's. Raises KernelError.
 
         screens  the session's, see kernel.cgroup_node
+        early    the box is not ready yet
         """
         if box.view is not None:
             # Imported for the fork: in the box, Python's own files are the box's.
@@ -123,10 +163,34 @@ class Spawner:
         try:
             pid, pidfd = self._doors.clone3(0)
             if pid == 0:
-                self._run(box, program, streams.theirs(), screens, confiner)
+                self._run(box, program, streams.theirs(), screens, confiner, early)
         finally:
             self._doors.setns(self._home, namespaces.NEWPID)
         return pid, pidfd
+
+    def fork_early(self, box: Box, program: Program, stdin: int, screens: tuple[int, ...], undo: Undo) -> Early | None:
+        """Fork the process of `program` while the init of its box gets ready; None if it can only be forked after that.
+
+        It is dropped by `undo`. Takes `stdin` over, unless the result is None. Raises OSError.
+        """
+        if box.view is not None or program.terminal or box.tree.plan.dumpable:
+            return None
+        streams = Streams(stdin)
+        early = Early(streams)
+        try:
+            early.pid, early.pidfd = self.spawn(box, program, streams, screens, early)
+        except KernelError:
+            # The init has failed already, and will tell why; nothing can be forked into its namespace any more.
+            streams.stdin = -1
+            early.drop()
+            return None
+        except BaseException:
+            early.drop()
+            raise
+        finally:
+            streams.close_theirs()
+        undo.add(early.drop)
+        return early
 
     def _confiner(self, spec: Spec) -> Confiner | None:
         confinement = confine(spec, container=True)
@@ -143,11 +207,15 @@ class Spawner:
         fds: tuple[int, int, int, int],
         screens: tuple[int, ...],
         confiner: Confiner | None,
+        early: Early | None = None,
     ) -> NoReturn:
         failure = fds[3]
         try:
             try:
-                _enter(box, program.spec, screens)
+                _attach(box, program.spec, screens)
+                if early is not None and not early.has_been_let_in():
+                    os._exit(127)
+                _enter(box)
                 if program.terminal:
                     from pytest_nsbox.warden import pseudoterminal
 
@@ -191,7 +259,7 @@ def _spawn_from_within(box: Box, streams: Streams, run: Callable[[], NoReturn]) 
     return pid, process.open_pidfd(pid)
 
 
-def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
+def _attach(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
@@ -199,6 +267,9 @@ def _enter(box: Box, spec: Spec, screens: tuple[int, ...]) -> None:
     ulimits.raise_hard(spec)
     if box.namespaces & namespaces.NEWUSER:
         process.leave_session_keyring()
+
+
+def _enter(box: Box) -> None:
     namespaces.setns(box.pidfd, box.namespaces & ~namespaces.NEWPID)
     if box.clock >= 0:
         namespaces.setns(box.clock, namespaces.NEWTIME)

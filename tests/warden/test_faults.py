@@ -20,7 +20,8 @@ from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.mounts import Tmpfs, Volume
 from pytest_nsbox.policy.plan import make_plan
 from pytest_nsbox.policy.spec import Spec
-from pytest_nsbox.warden.box import Box, end, make_box
+from pytest_nsbox.warden import execute
+from pytest_nsbox.warden.box import Box, begin_box, end, finish_box, make_box
 from pytest_nsbox.warden.directory import remove
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.enter import bind_late
@@ -192,6 +193,31 @@ def test_a_box_that_cannot_be_made_leaves_nothing(name: str, inside: bool) -> No
     blown = in_a_process(play)
     expected = {"clone_tree", "attach", "pivot_here", "die_with_parent"} if inside else {"clone3", "cgroup mkdir"}
     assert expected <= set(blown)
+
+
+def test_an_init_that_fails_takes_the_program_along_that_waits_for_it() -> None:
+    spec = Spec()
+
+    def play() -> str:
+        fuse = Fuse()
+        with opened(faulty_doors(fuse)) as session:
+            spawner = execute.Spawner(session.doors)
+            unmake(session, make(session, spec))
+            before = state(session)
+            fuse.arm(3, inside=True)
+            box, undo = begin_box(session, "box", spec, make_plan(spec, session.facts), ())
+            program = execute.Program(argv=("true",), env={}, workdir=None, user=None, spec=spec)
+            # Too late if the init has ended already.
+            spawner.fork_early(box, program, -1, (), undo)
+            try:
+                finish_box(session, box, undo)
+            except KernelError as error:
+                told = error.call
+            assert state(session) == before
+            spawner.close()
+        return told
+
+    assert in_a_process(play) == "injected"
 
 
 def test_a_session_that_cannot_be_opened_leaves_nothing() -> None:

@@ -50,7 +50,9 @@ def missing(name: str) -> str | None:
         return whys[0] if None not in whys else None
     if name.startswith(("program:", "runtime:")):
         program = name.partition(":")[2]
-        return None if shutil.which(program) else f"no program {program} on PATH"
+        # The administrator's programs, which an ordinary PATH leaves out.
+        found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+        return None if found else f"no program {program} on PATH"
     return PROBES[name]()
 
 

@@ -263,7 +263,10 @@ def test_what_a_test_syncs_is_slowed_to_its_rate(pytester: pytest.Pytester):
 
 
 @pytest.mark.needs("swap", "program:mkswap", "program:swapon")
-def test_a_test_may_swap_as_much_as_it_says_and_not_at_all_without(pytester: pytest.Pytester):
+def test_a_test_may_swap_as_much_as_it_says_and_not_at_all_without(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin:/sbin")
     path = f"{tempfile.gettempdir()}/swap-{os.getpid()}"
     with open(path, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 96 * MIB)

@@ -174,6 +174,21 @@ def pivot_here() -> None:
     libc.call("umount2", "old root", b".", _MNT_DETACH)
 
 
+def cover_root() -> None:
+    """Mount a copy of all that we see on our root and make that our root, and let go of our working directory.
+
+    pivot_root(2) cannot put the first mount of a mount namespace aside, which is the root that somebody sees whose
+    machine runs from its initramfs.
+    """
+    copy = clone_tree("/", recursive=True)
+    try:
+        attach(copy, "/")
+        libc.call("fchdir", "/", copy)
+        libc.call("chroot", "/", b".")
+    finally:
+        os.close(copy)
+
+
 def open_in(root: int, path: str, flags: int = os.O_PATH) -> int:
     """Open `path` as a process with root `root` would: neither ".." nor an absolute symlink leads out of it."""
     name = os.fsencode(path.lstrip("/") or ".")

@@ -105,6 +105,11 @@ def visible(mounts: tuple[Mounted, ...]) -> tuple[Mounted, ...]:
     return tuple(mount for mount in mounts if roots and _found_at(mount.target, roots[0], children) is mount)
 
 
+def is_first(mounts: tuple[Mounted, ...]) -> bool:
+    """Say if the root is the first mount of its mount namespace: then it lies on no other."""
+    return any(mount.number == mount.parent for mount in mounts)
+
+
 def _found_at(path: str, at: Mounted, children: dict[int, list[Mounted]]) -> Mounted:
     """Walk down `path` as the kernel does: at each mount point on the way, what is mounted there goes on."""
     while True:

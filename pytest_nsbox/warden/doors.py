@@ -25,6 +25,7 @@ class Doors:
     make_unbindable = staticmethod(mount.make_unbindable)
     detach = staticmethod(mount.detach)
     pivot_here = staticmethod(mount.pivot_here)
+    cover_root = staticmethod(mount.cover_root)
     open_in = staticmethod(mount.open_in)
     forget_lookups = staticmethod(mount.forget_lookups)
 

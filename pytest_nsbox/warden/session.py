@@ -26,7 +26,7 @@ from pytest_nsbox.kernel import cgroup, files, namespaces, process
 from pytest_nsbox.kernel.memory import Pins, as_ranges
 from pytest_nsbox.kernel.mount import NODEV, read_mounts
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
-from pytest_nsbox.policy.hostmounts import parse_mountinfo, visible
+from pytest_nsbox.policy.hostmounts import is_first, parse_mountinfo, visible
 from pytest_nsbox.policy.plan import Bind, HostFacts, Plan
 from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import directory
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_nsbox.kernel.cgroup_node import Session as CgroupSession
+    from pytest_nsbox.policy.hostmounts import Mounted
     from pytest_nsbox.warden.doors import Doors
     from pytest_nsbox.warden.image import Images
     from pytest_nsbox.warden.late import Late
@@ -111,8 +112,7 @@ class Session:
             self._choose_ids()
             self.doors.unshare(namespaces.NEWNS)
         os.umask(0)
-        self.doors.make_private("/")
-        seen = visible(parse_mountinfo(read_mounts()))
+        seen = self._take_mounts()
         self._lock = directory.make(self.doors, self.directory, self.cgroup_parent)
         directory.fill(self.doors, self.directory, hidden=self.mode == "shifted")
         self.host = Host(self.doors, self.mode, seen, self._user_namespaces)
@@ -146,6 +146,15 @@ class Session:
             self.cgroups.problems = dict.fromkeys(self.cgroups.problems, problem)
         self.cgroups.open_screens()
         self.make_view_points(tuple(self.cgroups.screened))
+
+    def _take_mounts(self) -> tuple[Mounted, ...]:
+        """Make the mounts of our namespace our own, and return those that can be seen."""
+        self.doors.make_private("/")
+        mounts = parse_mountinfo(read_mounts())
+        if is_first(mounts):
+            self.doors.cover_root()
+            mounts = parse_mountinfo(read_mounts())
+        return visible(mounts)
 
     def _choose_ids(self) -> None:
         """Find out whether boxes' root can be another id than ours."""

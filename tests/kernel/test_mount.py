@@ -205,6 +205,21 @@ def test_the_new_root_is_all_that_is_left_after_a_pivot(tmp_path: Path) -> None:
     alone(play)
 
 
+def test_a_covered_root_shows_the_same_from_a_mount_that_can_be_put_aside(tmp_path: Path) -> None:
+    def play() -> None:
+        before = parse_mountinfo(mount.read_mounts())
+        mount.cover_root()
+        after = parse_mountinfo(mount.read_mounts())
+        assert sorted(found.target for found in after) == sorted(found.target for found in before)
+        assert {found.number for found in after}.isdisjoint(found.number for found in before)
+        assert os.getcwd() == "/"
+        os.close(tmpfs_at(tmp_path / "t"))
+        os.chdir(tmp_path / "t")
+        mount.pivot_here()
+
+    alone(play)
+
+
 def test_an_overlay_shows_what_changed_below_it_once_lookups_are_forgotten(tmp_path: Path) -> None:
     for name in ("lower", "upper", "work", "place"):
         (tmp_path / name).mkdir()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_nsbox.policy.hostmounts import Mounted, inspected, is_within, parse_mountinfo, visible
+from pytest_nsbox.policy.hostmounts import Mounted, inspected, is_first, is_within, parse_mountinfo, visible
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -32,6 +32,11 @@ def test_a_mount_on_top_hides_the_one_below() -> None:
 def test_a_mount_above_hides_those_within() -> None:
     root, inner, outer = mount(1, 0, "/"), mount(2, 1, "/a/b"), mount(3, 1, "/a")
     assert visible((root, inner, outer)) == (root, outer)
+
+
+def test_a_root_that_lies_on_no_other_mount_is_the_first() -> None:
+    assert is_first((mount(1, 1, "/"), mount(2, 1, "/a")))
+    assert not is_first((mount(2, 3, "/a"), mount(3, 1, "/")))
 
 
 def test_mounts_beside_and_within_each_other_stay() -> None:

@@ -4,8 +4,9 @@ A test says `@pytest.mark.needs("overlay", "cgroup:memory")`, or calls `require(
 capability skips the test and says why; with NSBOX_REQUIRE_ALL=1, as in CI, it fails the test instead, so that a
 machine which lost a capability cannot turn the suite green. NSBOX_REQUIRE_ALL="overlay,cgroup:memory" requires these
 alone, for machines that lack others by their nature. Some take minutes to install or to boot: large programs
-(`runtime:java`) must be there only with NSBOX_RUNTIMES=1, as in `tox -e runtimes`, and a virtual machine that systemd
-manages is booted only with NSBOX_SYSTEMD=1, as in `tox -e systemd`.
+(`runtime:java`) must be there only with NSBOX_RUNTIMES=1, as in `tox -e runtimes`, a virtual machine that systemd
+manages is booted only with NSBOX_SYSTEMD=1, one that runs from its initramfs only with NSBOX_INITRAMFS=1, both as in
+`tox -e vm`, and one in QEMU only with NSBOX_QEMU=1, as in `tox -e qemu`.
 """
 
 from __future__ import annotations
@@ -23,20 +24,16 @@ import pytest
 
 from tests.leftovers import PARENT, cgroup_mounts
 
-# What the kernel of tests/vm cannot have; the machine around it runs these tests.
-VM_LACKS = frozenset(
-    {
-        "time namespace",
-        "shifted tmpfs",
-        "cgroup:cpuset",
-        "vm kernel",
-        "vm systemd",
-        "debian archive",
-        "32-bit system calls",
-    }
-)
+# What takes minutes, and the variable that asks for it.
+ON_REQUEST = {"vm systemd": "NSBOX_SYSTEMD", "vm initramfs": "NSBOX_INITRAMFS", "vm qemu": "NSBOX_QEMU"}
+# What the machines of tests/vm cannot have, by their kernel (NSBOX_VM); the machine around them runs these tests.
+NO_VM_HAS = frozenset({"shifted tmpfs", "vm kernel", "vm systemd", "vm initramfs", "vm qemu", "debian archive"})
+VM_LACKS = {
+    "uml": NO_VM_HAS | {"time namespace", "cgroup:cpuset", "32-bit system calls"},
+    "qemu": NO_VM_HAS,
+}
 
-# What the kernel of tests/vm has, and a machine need not have.
+# What user-mode Linux has in tests/vm, and a machine need not have.
 VM_ALONE_HAS = frozenset({"device mapper", "swap"})
 
 Probe = Callable[[], "str | None"]  # None: it is there; else why not
@@ -62,10 +59,10 @@ def require(*names: str) -> None:
         why = missing(name)
         if why is None:
             continue
-        excused = os.environ.get("NSBOX_VM") == "1" and name in VM_LACKS
+        excused = name in VM_LACKS.get(os.environ.get("NSBOX_VM", ""), ())
         excused |= name.startswith("runtime:") and os.environ.get("NSBOX_RUNTIMES") != "1"
-        excused |= name in VM_ALONE_HAS and os.environ.get("NSBOX_VM") != "1"
-        excused |= name == "vm systemd" and os.environ.get("NSBOX_SYSTEMD") != "1"
+        excused |= name in VM_ALONE_HAS and os.environ.get("NSBOX_VM") != "uml"
+        excused |= name in ON_REQUEST and os.environ.get(ON_REQUEST[name]) != "1"
         if is_required(name) and not excused:
             required = os.environ["NSBOX_REQUIRE_ALL"]
             pytest.fail(f"needs {name}, which must be here (NSBOX_REQUIRE_ALL={required}): {why}", pytrace=False)
@@ -74,7 +71,7 @@ def require(*names: str) -> None:
 
 def times(count: int, in_vm: int) -> int:
     """How often a test does what it repeats to see a rare thing; the VM's kernel is slow and has one CPU."""
-    return in_vm if os.environ.get("NSBOX_VM") == "1" else count
+    return in_vm if os.environ.get("NSBOX_VM") else count
 
 
 def is_required(name: str) -> bool:
@@ -179,8 +176,22 @@ def _vm_kernel() -> str | None:
     return None if shutil.which("linux.uml") else "no program linux.uml (Debian package user-mode-linux)"
 
 
+def _asked_for(name: str) -> str | None:
+    variable = ON_REQUEST[name]
+    return None if os.environ.get(variable) == "1" else f"it boots only with {variable}=1"
+
+
 def _vm_systemd() -> str | None:
-    return _vm_kernel() if os.environ.get("NSBOX_SYSTEMD") == "1" else "it boots only with NSBOX_SYSTEMD=1"
+    return _asked_for("vm systemd") or _vm_kernel()
+
+
+def _vm_initramfs() -> str | None:
+    return _asked_for("vm initramfs") or _vm_kernel() or missing("program:busybox")
+
+
+def _vm_qemu() -> str | None:
+    why = _asked_for("vm qemu") or missing("program:qemu-system-x86_64") or missing("program:busybox")
+    return why or (None if os.uname().machine == "x86_64" else "the emulated machine has the processor of an x86")
 
 
 def _ordinary_user() -> str | None:
@@ -223,9 +234,11 @@ PROBES: dict[str, Probe] = {
     "shifted tmpfs": _shifted_tmpfs,
     "debian archive": _debian_archive,
     "device mapper": _device_mapper,
-    "swap": lambda: None if os.environ.get("NSBOX_VM") == "1" else "space is added in the virtual machine alone",
+    "swap": lambda: None if os.environ.get("NSBOX_VM") == "uml" else "space is added in the virtual machine alone",
     "vm kernel": _vm_kernel,
     "vm systemd": _vm_systemd,
+    "vm initramfs": _vm_initramfs,
+    "vm qemu": _vm_qemu,
     "seccomp listener": _seccomp_listener,
     "32-bit system calls": _narrow_calls,
 }

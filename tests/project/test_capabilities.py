@@ -39,6 +39,28 @@ def test_a_list_requires_what_it_names_alone(monkeypatch: pytest.MonkeyPatch):
         capabilities.require("wings")
 
 
+@pytest.mark.parametrize(("tier", "excused"), [("uml", True), ("qemu", False), ("", False)])
+def test_each_machine_is_excused_from_what_its_kernel_cannot_have(
+    monkeypatch: pytest.MonkeyPatch, tier: str, excused: bool
+):
+    monkeypatch.setenv("NSBOX_REQUIRE_ALL", "1")
+    monkeypatch.setenv("NSBOX_VM", tier)
+    monkeypatch.setitem(capabilities.PROBES, "time namespace", lambda: "there is none")
+    with pytest.raises(pytest.skip.Exception if excused else pytest.fail.Exception):
+        capabilities.require("time namespace")
+
+
+def test_what_takes_minutes_is_required_on_request(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_REQUIRE_ALL", "1")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("NSBOX_QEMU", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="it boots only with NSBOX_QEMU=1"):
+        capabilities.require("vm qemu")
+    monkeypatch.setenv("NSBOX_QEMU", "1")
+    with pytest.raises(pytest.fail.Exception, match="no program qemu-system-x86_64 on PATH"):
+        capabilities.require("vm qemu")
+
+
 def test_a_controller_that_no_kernel_has_is_missing():
     assert capabilities.missing("cgroup:wings") == "no mounted hierarchy has the controller wings"
 

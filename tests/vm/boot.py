@@ -1,15 +1,23 @@
-"""Runs a command on cgroup v2, on any machine: in Debian's user-mode-linux kernel with this machine's files.
+"""Runs a command on cgroup v2, on any machine: in a virtual machine with this machine's interpreter and checkout.
 
-    python -m tests.vm [--disk] -- python -m pytest tests/kernel
+    python -m tests.vm [--disk | --initramfs | --qemu] [PYTEST ARGUMENTS | -- COMMAND]
 
-The kernel runs as an ordinary process (package user-mode-linux, 6.1: cpu, io, memory and pids controllers, one
-CPU, no cpuset controller, no time namespaces). The command sees the same interpreter and checkout as here, and
-nothing that it writes reaches this machine. There are two kinds of root:
+Nothing that the command writes reaches this machine. There are two kernels:
+
+- Debian's user-mode-linux runs as an ordinary process (6.1: cpu, io, memory and pids controllers, one CPU, no cpuset
+  controller, no pressure figures, no time namespaces), at nearly the speed of this machine.
+- Debian's kernel for clouds in QEMU's software emulation (6.1, two CPUs, all that the other lacks; tests/vm/cloud.py)
+  takes ten to thirty times as long for everything.
+
+and four kinds of root:
 
 - hostfs: this machine's root, read-only; /run, /dev/shm, /tmp, /var/tmp and TMPDIR are tmpfs. It is there at once.
   Neither filesystem can be idmapped by that kernel, so boxes get the identity map.
 - disk (`--disk`): an ext4 with a copy of what the tests run (tests/vm/disk.py), made in some ten seconds. Boxes get
   shifted ids, as on most machines that have cgroup v2.
+- initramfs (`--initramfs`): the same copy in memory, unpacked by the kernel into its own rootfs, from which no
+  pivot_root(2) leads.
+- qemu (`--qemu`): as disk, in the other kernel.
 
 See https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html
 """
@@ -24,66 +32,96 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tests.vm.disk import make_disk
+from tests.vm.disk import make_disk, make_initramfs
 
 KERNEL = "linux.uml"
-BEGIN, END = "--- the virtual machine is up ---", "--- the command ended ---"
-STATUS = "status"
+MODULES = "/usr/lib/uml/modules"
+BEGIN, END = "--- the virtual machine is up ---", "--- the command ended with "
 BOOTS = (60.0, 120.0)  # seconds to come up, which takes three; rarely, one hangs on a loaded machine
+ROOTS = ("hostfs", "disk", "initramfs", "qemu")
 TMPDIR = "/var/tmp/nsbox"
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "VIRTUAL_ENV", "NSBOX_REQUIRE_ALL", "CI")
 
 
-def run_in_vm(command: Sequence[str], *, memory: str = "1500M", timeout: float = 1800.0, disk: bool = False) -> int:
-    """Exit status of `command`, run as root in the checkout with its output on stdout; `disk` chooses the root.
+def run_in_vm(
+    command: Sequence[str],
+    *,
+    root: str = "hostfs",
+    more: Mapping[str, Path] | None = None,
+    memory: str = "1500M",
+    timeout: float = 1800.0,
+) -> int:
+    """Exit status of `command`, run as root in the checkout with its output on stdout.
+
+    `root` is one of ROOTS; all but hostfs can have `more` directories of this machine in it, {path there: directory}.
 
     128 + N after signal N, 124 when `timeout` (seconds) passed, 125 when the machine did not come up or died.
     """
-    kernel = shutil.which(KERNEL)
-    if kernel is None:
-        print(f"no program {KERNEL} on PATH: apt-get install user-mode-linux", file=sys.stderr)
-        return 125
     with tempfile.TemporaryDirectory(prefix="nsbvm-") as scratch:
-        settings = machine_settings(command, scratch)
-        if disk:
-            root = (f"ubd0={make_disk(scratch, init_files(settings, '/'))}", "root=/dev/ubda", "rw", "init=/init")
-        else:
-            # Only below folders that no tmpfs may hide.
-            settings["tmpfs"] = [path for path in ("/tmp", "/var/tmp") if not needed_below(path, command)]
-            for path, text in init_files(settings, scratch).items():
-                Path(path).write_text(text, encoding="utf-8")
-                Path(path).chmod(0o755)
-            # Read-only: what a test does to the root, as it may in a throwaway machine, must not reach this one.
-            root = ("root=/dev/root", "rootfstype=hostfs", "ro", f"init={scratch}/init")
+        arguments = machine(command, scratch, memory, root, more or {})
+        if arguments is None:
+            return 125
         for patience in BOOTS:
-            ended = follow(start(kernel, memory, scratch, root), patience, timeout)
+            ended = follow(start(arguments), patience, timeout)
             if ended is not None:
-                return ended or int(Path(scratch, STATUS).read_text(encoding="utf-8"))
+                return ended
             print(f"the virtual machine was not up after {patience:.0f} s", file=sys.stderr)
     return 125
 
 
-def start(kernel: str, memory: str, scratch: str, root: Sequence[str]) -> subprocess.Popen[str]:
-    """A machine that boots; its console is the process' stdout."""
+def machine(command: Sequence[str], scratch: str, memory: str, root: str, more: Mapping[str, Path]) -> list[str] | None:
+    """The command line of a machine that runs `command`; None, with the reason on stderr, if none can be made."""
+    settings = machine_settings(command, root)
+    files: dict[str, str | Path] = {**more, **init_files(settings, "/")}
+    if root == "qemu":
+        from tests.vm import cloud
+
+        return cloud.command_line(scratch, memory, files)
+    kernel = shutil.which(KERNEL)
+    if kernel is None:
+        print(f"no program {KERNEL} on PATH: apt-get install user-mode-linux", file=sys.stderr)
+        return None
+    if root == "disk":
+        options = [f"ubd0={make_disk(scratch, files)}", "root=/dev/ubda", "rw", "init=/init"]
+    elif root == "initramfs":
+        options = [f"initrd={make_initramfs(scratch, files)}"]
+    else:
+        # Only below folders that no tmpfs may hide.
+        settings["tmpfs"] = [path for path in ("/tmp", "/var/tmp") if not needed_below(path, command)]
+        for path, text in init_files(settings, scratch).items():
+            Path(path).write_text(text, encoding="utf-8")
+            Path(path).chmod(0o755)
+        # Read-only: what a test does to the root, as it may in a throwaway machine, must not reach this one.
+        options = ["root=/dev/root", "rootfstype=hostfs", "ro", f"init={scratch}/init"]
+    return user_mode_linux(kernel, memory, scratch, options)
+
+
+def user_mode_linux(kernel: str, memory: str, scratch: str, options: Sequence[str]) -> list[str]:
+    """The command line of such a machine, whose console is its stdout."""
     new_user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    return [
+        # The machine uses a process for each one of its own. In a pid namespace they all end with the first, which
+        # ends with `unshare`, which ends with us.
+        *("unshare", *new_user, "--pid", "--fork", "--kill-child"),
+        kernel,
+        f"mem={memory}",
+        *options,
+        "con=null",
+        "con0=null,fd:1",
+        f"uml_dir={scratch}",
+        # Panics only: the messages of OOM kills would come between the lines of the command.
+        "loglevel=1",
+        "panic=-1",
+    ]
+
+
+def start(command: Sequence[str]) -> subprocess.Popen[str]:
+    """A machine that boots; its console is the process' stdout. It ends with us."""
     return subprocess.Popen(
-        [
-            # The machine uses a process for each one of its own. In a pid namespace they all end with the first, which
-            # ends with `unshare`, which ends with us.
-            *("setpriv", "--pdeathsig", "KILL", "unshare", *new_user, "--pid", "--fork", "--kill-child"),
-            kernel,
-            f"mem={memory}",
-            *root,
-            "con=null",
-            "con0=null,fd:1",
-            f"uml_dir={scratch}",
-            # Panics only: the messages of OOM kills would come between the lines of the command.
-            "loglevel=1",
-            "panic=-1",
-        ],
+        ["setpriv", "--pdeathsig", "KILL", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -93,7 +131,7 @@ def start(kernel: str, memory: str, scratch: str, root: Sequence[str]) -> subpro
 
 
 def follow(machine: subprocess.Popen[str], patience: float, timeout: float) -> int | None:
-    """Shows what the command prints. 0 when it ended, 124 when `timeout` passed, 125 when the machine died under it.
+    """Shows what the command prints. Its status, 124 when `timeout` passed, 125 when the machine died under it.
 
     None when the machine did not come up within `patience` seconds; then what the kernel said is shown.
     """
@@ -113,7 +151,7 @@ def follow(machine: subprocess.Popen[str], patience: float, timeout: float) -> i
                 break
             boot.append(line)
         signal.alarm(int(timeout))
-        return (0 if show(machine.stdout) else 125) if up else None
+        return show(machine.stdout) if up else None
     except TimeoutError:
         if up:
             print(f"the virtual machine was stopped after {timeout:.0f} s", file=sys.stderr)
@@ -129,14 +167,14 @@ def follow(machine: subprocess.Popen[str], patience: float, timeout: float) -> i
             sys.stdout.write("".join(boot))
 
 
-def show(lines: Iterable[str]) -> bool:
-    """Passes the console on; whether the line came that says that the command ended."""
+def show(lines: Iterable[str]) -> int:
+    """Passes the console on, up to the line that says with which status the command ended; 125 if none comes."""
     for line in lines:
-        if line.strip() == END:
-            return True
+        if line.startswith(END):
+            return int(line[len(END) :])
         sys.stdout.write(line)
         sys.stdout.flush()
-    return False
+    return 125
 
 
 def init_files(settings: dict[str, object], folder: str) -> dict[str, str]:
@@ -152,19 +190,21 @@ def needed_below(folder: str, command: Sequence[str]) -> bool:
     return any(path.startswith(folder + "/") for path in paths)
 
 
-def machine_settings(command: Sequence[str], scratch: str) -> dict[str, object]:
-    """What tests/vm/init.py, pid 1 of the machine, is told; it writes the exit status into `scratch`."""
+def machine_settings(command: Sequence[str], root: str) -> dict[str, object]:
+    """What tests/vm/init.py, pid 1 of the machine, is told."""
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    environment.update(TERM="dumb", TMPDIR=TMPDIR, NSBOX_VM="1", PYTHONDONTWRITEBYTECODE="1", COLUMNS="120")
+    environment.update(TERM="dumb", TMPDIR=TMPDIR, PYTHONDONTWRITEBYTECODE="1", COLUMNS="120")
+    environment["NSBOX_VM"] = "qemu" if root == "qemu" else "uml"
     environment["PYTEST_NSBOX_CGROUP_PARENT"] = "/nsbox"
     return {
         "command": list(command),
         "cwd": os.getcwd(),
         "environment": environment,
-        "scratch": scratch,
         "tmpdir": TMPDIR,
         "tmpfs": [],
-        "status": STATUS,
+        # On a disk for QEMU they lie where a kernel's modules lie; of this machine otherwise.
+        "hostfs": None if root == "qemu" else MODULES,
+        "controllers": ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"],
         "begin": BEGIN,
         "end": END,
         "modules": [

@@ -1,4 +1,4 @@
-"""A disk image for the virtual machine: an ext4 root with the little of this machine that the tests run.
+"""A root for the virtual machine with the little of this machine that the tests run: an ext4, or an initramfs.
 
 hostfs cannot be idmapped, and where people have cgroup v2 the root is mostly an ext4: only on a disk do boxes in the
 machine get their shifted ids. It takes some seconds to build, and what a test does to it is gone with the machine.
@@ -30,27 +30,9 @@ CHECKOUT_NEEDLESS = frozenset(
 )
 
 
-def make_disk(scratch: str, more: Mapping[str, str], size: str = "4G") -> Path:
-    """The image of a disk in `scratch`: programs, the interpreter and the checkout at their own paths.
-
-    `more` are programs to write besides: {path: text}.
-    """
-    root = Path(scratch, "root")
-    for path in EMPTY:
-        (root / path).mkdir(parents=True)
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        if Path("/", name).is_symlink():
-            (root / name).symlink_to(os.readlink(f"/{name}").lstrip("/"))
-            (root / name).resolve().mkdir(parents=True, exist_ok=True)
-    paths = [*packaged_files(), *tree(Path("/etc")), *interpreter(), *tree(Path.cwd(), CHECKOUT_NEEDLESS)]
-    copy(paths, root)
-    copy(libraries(paths), root)
-    for path, text in more.items():
-        target = root / path.lstrip("/")
-        target.write_text(text, encoding="utf-8")
-        target.chmod(0o755)
-    for folder in ("tmp", "var/tmp"):
-        (root / folder).chmod(0o1777)
+def make_disk(scratch: str, more: Mapping[str, str | Path], size: str = "4G") -> Path:
+    """The image of a disk in `scratch` with the files of `make_root`, which is gone then."""
+    root = make_root(scratch, more)
     image = Path(scratch, "disk")
     search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     subprocess.run(
@@ -61,6 +43,60 @@ def make_disk(scratch: str, more: Mapping[str, str], size: str = "4G") -> Path:
     )
     shutil.rmtree(root)
     return image
+
+
+def make_initramfs(scratch: str, more: Mapping[str, str | Path]) -> Path:
+    """An archive in `scratch` with the files of `make_root`, which is gone then."""
+    root = make_root(scratch, more)
+    archive = pack_initramfs(root, Path(scratch, "initramfs"))
+    shutil.rmtree(root)
+    return archive
+
+
+def pack_initramfs(root: Path, archive: Path) -> Path:
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    with open(archive, "wb") as file:
+        subprocess.run(
+            ["busybox", "cpio", "-o", "-H", "newc"],
+            input=names.encode(),
+            stdout=file,
+            stderr=subprocess.PIPE,
+            cwd=root,
+            check=True,
+        )
+    return archive
+
+
+def make_root(scratch: str, more: Mapping[str, str | Path]) -> Path:
+    """A directory in `scratch`: programs, the interpreter and the checkout at their own paths.
+
+    `more` are programs to write, and directories to copy, besides: {path: text or directory}.
+    """
+    root = Path(scratch, "root")
+    for path in EMPTY:
+        (root / path).mkdir(parents=True)
+    link_usr(root)
+    paths = [*packaged_files(), *tree(Path("/etc")), *interpreter(), *tree(Path.cwd(), CHECKOUT_NEEDLESS)]
+    copy(paths, root)
+    copy(libraries(paths), root)
+    for path, content in more.items():
+        target = root / path.lstrip("/")
+        if isinstance(content, Path):
+            shutil.copytree(content, target, dirs_exist_ok=True)
+        else:
+            target.write_text(content, encoding="utf-8")
+            target.chmod(0o755)
+    for folder in ("tmp", "var/tmp"):
+        (root / folder).chmod(0o1777)
+    return root
+
+
+def link_usr(root: Path) -> None:
+    """/bin and /lib lead below /usr where they do so on this machine."""
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        if Path("/", name).is_symlink():
+            (root / name).symlink_to(os.readlink(f"/{name}").lstrip("/"))
+            (root / name).resolve().mkdir(parents=True, exist_ok=True)
 
 
 def packaged_files() -> Iterator[str]:

@@ -60,13 +60,6 @@ def with_host(folder, function):
         print("umount", HOST, os.strerror(ctypes.get_errno()), flush=True)
 
 
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def loopback_up():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         request = struct.pack("16sH14s", b"lo", 0x1 | 0x40, b"")  # IFF_UP | IFF_RUNNING
@@ -89,10 +82,15 @@ def main(settings):
     if not os.path.isdir(settings["tmpdir"]):
         os.makedirs(settings["tmpdir"])
     os.chmod(settings["tmpdir"], 0o1777)
-    with_host("/usr/lib/uml/modules", lambda: load_modules(settings["modules"], HOST))
+    if settings["hostfs"]:
+        with_host(settings["hostfs"], lambda: load_modules(settings["modules"], HOST))
+    else:
+        load_modules(settings["modules"], "/usr/lib/modules")
     loopback_up()
+    with open("/sys/fs/cgroup/cgroup.controllers") as file:
+        offered = file.read().split()
     with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as file:
-        file.write("+cpu +io +memory +pids")
+        file.write(" ".join(f"+{name}" for name in settings["controllers"] if name in offered))
     socket.sethostname("nsbox-vm")
     print(settings["begin"], flush=True)
     done = subprocess.Popen(settings["command"], cwd=settings["cwd"], env=settings["environment"])
@@ -103,8 +101,7 @@ def main(settings):
             returncode = os.waitstatus_to_exitcode(raw)
     done.returncode = returncode
     status = returncode if returncode >= 0 else 128 - returncode
-    with_host(settings["scratch"], lambda: write(f"{HOST}/{settings['status']}", str(status)))
-    print("\n" + settings["end"], flush=True)
+    print(f"\n{settings['end']}{status}", flush=True)
 
 
 try:

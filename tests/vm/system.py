@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.vm.boot import BEGIN, END, KERNEL, follow, start
+from tests.vm.boot import BEGIN, END, KERNEL, MODULES, follow, start, user_mode_linux
 
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "kmod", "procps", "python3")
 SUITE = "bookworm"
@@ -43,7 +43,6 @@ IMPORTED = (
     "pytest_nsbox",
 )
 PLACE = "/opt/nsbox"
-MODULES = Path("/usr/lib/uml/modules")
 MARK = "--- status of command "
 USERS = {"tester": 1000, "stranger": 1001}
 # Debian's own pytest would be an old one.
@@ -75,7 +74,7 @@ for attempt in range(300):
 for number, command in enumerate(json.load(open("{PLACE}/commands.json"))):
     status = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL).returncode
     print("{MARK}%d: %d" % (number, status), flush=True)
-print({END!r}, flush=True)
+print({END!r} + "0", flush=True)
 """
 
 
@@ -90,10 +89,10 @@ def run_on_systemd(commands: Sequence[str], files: Mapping[str, str], *, timeout
     assert kernel is not None, f"no program {KERNEL}"
     with tempfile.TemporaryDirectory(prefix="nsbvm-") as scratch:
         disk = make_disk(Path(scratch), commands, files)
-        root = (f"ubd0={disk}", "root=/dev/ubda", "rw", "quiet", "systemd.show_status=0")
+        options = (f"ubd0={disk}", "root=/dev/ubda", "rw", "quiet", "systemd.show_status=0")
         said = io.StringIO()
         with redirect_stdout(said):
-            status = follow(start(kernel, "1500M", scratch, root), 180, timeout)
+            status = follow(start(user_mode_linux(kernel, "1500M", scratch, options)), 180, timeout)
     text = said.getvalue()
     assert status == 0, f"the machine ended with {status}:\n{text}"
     found = []
@@ -117,8 +116,8 @@ def make_disk(scratch: Path, commands: Sequence[str], files: Mapping[str, str]) 
     information = Path(str(importlib.metadata.distribution("pluggy").locate_file("")))
     for found in information.glob("pluggy-*.dist-info"):
         shutil.copytree(found, place / "packages" / found.name)
-    release = next(MODULES.iterdir()).name
-    shutil.copytree(MODULES / release, root / "usr/lib/modules" / release)
+    release = next(Path(MODULES).iterdir()).name
+    shutil.copytree(Path(MODULES, release), root / "usr/lib/modules" / release)
     for name, uid in USERS.items():
         with open(root / "etc/passwd", "a", encoding="utf-8") as file:
             file.write(f"{name}:x:{uid}:{uid}::/home/{name}:/bin/sh\n")

@@ -46,6 +46,6 @@ def test_a_machine_that_does_not_come_up_is_tried_again_and_shows_its_console(
 @pytest.mark.slow
 def test_a_disk_has_interpreter_and_checkout_and_takes_writes(capsys: pytest.CaptureFixture[str]):
     script = f"{sys.executable} -c 'import pytest, ssl, sqlite3' && echo x > left && grep ' / ' /proc/mounts"
-    assert run_in_vm(["sh", "-c", script], timeout=120, disk=True) == 0
+    assert run_in_vm(["sh", "-c", script], timeout=120, root="disk") == 0
     assert " / ext4 rw," in capsys.readouterr().out
     assert not Path("left").exists()

@@ -131,15 +131,20 @@ class Stat:
     def __init__(self, host: str, cpus: tuple[int, ...], btime: int) -> None:
         self._cpus = cpus
         self._btime = btime
-        self._columns = next((len(line.split()) - 1 for line in host.splitlines() if line.startswith("cpu ")), 10)
+        columns = next((len(line.split()) - 1 for line in host.splitlines() if line.startswith("cpu ")), 10)
+        # After user, nice, system, idle: iowait irq softirq steal guest guest_nice.
+        self._zeros = " 0" * (columns - 4)
         self._idle = [0] * len(cpus)
         self._began = _counters(host)
         self._rest: list[tuple[str, str]] = []
+        # What follows the CPUs, and the tasks that it speaks of; None when the machine's counters are others.
+        self._tail: tuple[Tasks, str] | None = None
         self.set_host(host)
 
     def set_host(self, host: str) -> None:
         """Take the machine's own counters (interrupts, context switches) from the host's text, as they were first."""
         self._rest = [(key, _since(self._began.get(key, []), now)) for key, now in _counters(host).items()]
+        self._tail = None
 
     @property
     def idle(self) -> float:
@@ -154,23 +159,26 @@ class Stat:
         self._idle = [
             max(before, elapsed - user - system) for before, (user, system) in zip(self._idle, busy, strict=True)
         ]
-        rows = list(zip(busy, self._idle, strict=True))
-        totals = (sum(user for (user, _), _ in rows), sum(system for (_, system), _ in rows))
+        totals = (sum(user for user, _ in busy), sum(system for _, system in busy))
         lines = [self._row("cpu ", totals, sum(self._idle))]
-        lines += [self._row(f"cpu{cpu}", used, idle) for cpu, (used, idle) in zip(self._cpus, rows, strict=True)]
+        lines += [
+            self._row(f"cpu{cpu}", used, idle) for cpu, used, idle in zip(self._cpus, busy, self._idle, strict=True)
+        ]
+        if self._tail is None or self._tail[0] is not tasks:
+            self._tail = tasks, self._render_rest(tasks)
+        return "".join(lines) + self._tail[1]
+
+    def _render_rest(self, tasks: Tasks) -> str:
         own = {
             "btime": self._btime,
             "processes": tasks.last_pid,
             "procs_running": max(1, tasks.running),
             "procs_blocked": tasks.blocked,
         }
-        lines += [f"{key} {own.get(key, counted)}" for key, counted in self._rest]
-        return "\n".join(lines) + "\n"
+        return "".join([f"{key} {own.get(key, counted)}\n" for key, counted in self._rest])
 
     def _row(self, name: str, used: tuple[int, int], idle: int) -> str:
-        # user nice system idle iowait irq softirq steal guest guest_nice
-        values = [used[0], 0, used[1], idle, *[0] * (self._columns - 4)]
-        return " ".join([name, *map(str, values)])
+        return f"{name} {used[0]} 0 {used[1]} {idle}{self._zeros}\n"
 
     def _share(self, use: CpuUse) -> list[tuple[int, int]]:
         """Ticks in user and system mode by CPU. What was used elsewhere, or nobody knows where, is shared out."""

@@ -107,7 +107,8 @@ class View:
         self._watched: list[int] = []
         self._forget: Forget = os.close
         self._meminfo: proc_files.Meminfo | None = None
-        self._last = ("", "")
+        # Of CPU and memory, at the last refresh and at the last slow look.
+        self._last = self._did = ("", "")
 
     def make(self, spec: Spec) -> None:
         """Make the files, as a box that has just begun would see them."""
@@ -270,11 +271,18 @@ class View:
     def look_slowly(self, now: float) -> None:
         """Look at tasks and disks, and count the load when it is time."""
         self._stat.set_host(self._views.host("/proc/stat"))
-        self._tasks = self._look_at_tasks()
+        version = self._version
+        did = self._read(proc_use.CPU_FILE[version]), self._read(proc_use.MEMORY_FILES[version][0])
+        # Who used no CPU time has started nothing, ended nothing and written nothing.
+        idle, self._did = did == self._did, did
+        if not idle:
+            self._tasks = self._look_at_tasks()
         if now - self._sampled >= proc_files.LOAD_EVERY:
             self._sampled = now
             self._load.sample(self._tasks.running + self._tasks.blocked)
         self._files["/proc/loadavg"].write(self._load.render(self._tasks))
+        if idle:
+            return
         self._vmstat.set_host(self._views.host("/proc/vmstat"))
         self._files["/proc/vmstat"].write(self._render_vmstat(self._memory()))
         if "/proc/diskstats" in self._files:

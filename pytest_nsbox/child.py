@@ -100,6 +100,7 @@ class Child:
         self.started = False  # it takes down what the test leaves
         self.tells_pages = False  # of its memory, which it wrote to
         self.signals: Iterable[int] = ()  # blocked before the fork
+        self.clock_jump = 0.0  # seconds, of the monotonic clock on the way into the box, within the first phase
         self.config = item.config
         self.channel = channel
         self.group = group
@@ -150,6 +151,7 @@ class Child:
             frame = self.channel.receive()
         except (ChannelClosedError, OSError):  # pytest has no use for us
             _exit(0)
+        self.clock_jump = 0.0  # no phase has begun
         if frame["random"] is not None:
             set_random_state(frame["random"])
             self._random_state = random.getstate()
@@ -176,6 +178,8 @@ class Child:
 
     def report(self, report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException] | None) -> None:
         """Send the report of a phase, what the phase raised, and what else it left."""
+        report.duration -= self.clock_jump
+        self.clock_jump = 0.0
         left = self._left_by_phase()
         if excinfo is not None:
             left["raised"] = exception_to_data(excinfo.value)

@@ -101,6 +101,8 @@ class Launcher:
     def _enter(self, attempt: Attempt, child: Child, ours: _socket.socket, running: Attempt | None) -> None:
         """The child's first steps, still inside `os.fork`."""
         attempt.child = child
+        assert attempt.box is not None
+        child.clock_jump = dict(attempt.box.spec.clock).get("monotonic", 0.0)
         child.shell = self._follower.shell
         self._become(child)
         child.enter(partial(self._go_into_box, attempt, ours, running), attempt.random_state)

@@ -29,9 +29,16 @@ for path in /*; do
         *) mount --rbind "$path" "$3$path";;
     esac
 done
-cd "$3"
+# Where the interpreter and this package are, they may lie below /tmp or /var.
+root=$3 suite=$4
+shift 4
+for path; do
+    mkdir -p "$root$path"
+    mount --rbind "$path" "$root$path"
+done
+cd "$root"
 mkdir -p old suite var/tmp
-cp "$4"/* suite
+cp "$suite"/* suite
 pivot_root . old
 umount -l /old
 cd /suite
@@ -74,6 +81,7 @@ def test_boxes_work_with_a_root_on(kind: str, tmp_path: Path) -> None:
     with open(image, "wb") as file:
         file.truncate(1 << 30)
     subprocess.run([f"mkfs.{kind}", "-q", str(image)], check=True, stderr=subprocess.DEVNULL)
+    used = sorted({sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])})
     run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_nsbox.plugin", "--sandbox-all"]
     script = f"{ENTER}\nexec {shlex.join(run)}"
     environment = {
@@ -83,7 +91,7 @@ def test_boxes_work_with_a_root_on(kind: str, tmp_path: Path) -> None:
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "enter", kind, str(image), str(place), str(suite)],
+        ["unshare", "--mount", "sh", "-c", script, "enter", kind, *map(str, (image, place, suite, *used))],
         env=environment,
         capture_output=True,
         text=True,

@@ -18,6 +18,9 @@ import pytest
 ZOO = Path(__file__).parent / "zoo"
 # Import times of plugins that have no part in a test would be most of its time.
 BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+# What tells programs that nobody watches, of which some then act otherwise. tox keeps one of its own.
+OF_CI = ("CI", "__TOX_ENVIRONMENT_VARIABLE_ORIGINAL_CI", "GITHUB_ACTIONS", "GITLAB_CI", "TF_BUILD", "CIRCLECI")
+
 
 Event = dict[str, Any]
 
@@ -89,7 +92,7 @@ class Runs:
         self._monkeypatch = monkeypatch
         self.ahead = True  # tests may be forked ahead; a recorder that looks like a stranger's keeps them from it
         # PYTHONUNBUFFERED: what is printed in which order is harder to keep with buffers.
-        for name in ("COLUMNS", "PYTEST_ADDOPTS", "CI", "BUILD_NUMBER", "PYTHONUNBUFFERED"):
+        for name in ("COLUMNS", "PYTEST_ADDOPTS", "PYTHONUNBUFFERED", "BUILD_NUMBER", *OF_CI):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("PYTHONHASHSEED", "0")
         for name, value in BARE.items():

@@ -28,7 +28,7 @@ from pytest_nsbox import internals, output, reporting, timeouts
 from pytest_nsbox.ahead import Ahead
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
-from pytest_nsbox.follow import Follower
+from pytest_nsbox.follow import Follower, flush_terminal
 from pytest_nsbox.internals import Forked, Turn
 from pytest_nsbox.launch import Launcher
 from pytest_nsbox.pages import Pages
@@ -186,6 +186,7 @@ class Lockstep:
         if attempt is None or not attempt.adopted:
             attempt = item.stash[ATTEMPT] = Attempt(item, spec)
             attempt.keeps = self._boxes.kept is not None
+        flush_terminal(self.config)  # before the capture begins: it would take what is flushed at the fork
         ordinary = item.setup
         item.setup = partial(self._setup_in_box, attempt, ordinary)  # type: ignore[method-assign]
         try:

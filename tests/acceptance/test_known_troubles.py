@@ -253,3 +253,26 @@ def test_the_whole_sessions_timeout_of_pytest_timeout_ends_the_run(runs: Runs):
         run.result.assert_outcomes(passed=1)
         run.result.stdout.fnmatch_lines(["*session-timeout: * exceeded*"])
     assert boxed.result.ret == plain.result.ret
+
+
+def test_what_a_plugin_leaves_in_the_terminals_buffer_is_no_tests_output(runs: Runs):
+    suite = {
+        "conftest.py": """
+            import sys
+            import pytest
+
+            @pytest.hookimpl(trylast=True)
+            def pytest_runtest_logstart(nodeid):
+                sys.__stdout__.write(f"<{nodeid}>")
+        """,
+        "test_it.py": """
+            def test_one(): print("one")
+
+            def test_two():
+                print("two")
+                assert 0
+        """,
+    }
+    runs.ahead = False  # as a plugin keeps them that hears of reports
+    plain, boxed = runs.same(suite, "-rA")
+    assert boxed.of("test_two")["sections"] == plain.of("test_two")["sections"] == [["Captured stdout call", "two\n"]]

@@ -32,6 +32,7 @@ from _socket import (
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.warden.helper import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Forwarder:
         )
         if not data:
             return False
-        fds = [fd for _, _, content in ancillary for (fd,) in struct.iter_unpack("@i", content)]
+        fds = descriptors(ancillary)
         do, key, *rest = marshal.loads(data)
         if do == "drop":
             for door in self._doors.pop(key, ()):

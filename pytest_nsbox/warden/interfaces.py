@@ -11,23 +11,12 @@ from __future__ import annotations
 import gc
 import marshal
 import os
-import struct
 import sys
-from _socket import (
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_NOSIGNAL,
-    SCM_RIGHTS,
-    SOCK_CLOEXEC,
-    SOCK_SEQPACKET,
-    SOL_SOCKET,
-    socket,
-    socketpair,
-)  # fmt: skip
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, socket
 
 from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.warden.helper import Helper, descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +38,12 @@ class Interfaces:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._control: socket | None = None
-        self._pidfd = -1
+        # Not another program: that would take the rights in its user namespace from an ordinary user's.
+        self._process = Helper(server, _fork, self._run, _PATIENCE)
+
+    def _run(self, control: int) -> NoReturn:
+        config = self._server.config
+        run(control, config.path if config is not None else ())
 
     def do(self, namespace: int, steps: Sequence[Step], other: int = -1) -> None:
         """Do `steps` in the network namespace `namespace`, in order, up to the first that the kernel refuses.
@@ -70,13 +63,12 @@ class Interfaces:
         return found
 
     def _ask(self, what: str, content: list[Any], fds: list[int]) -> Any:
-        message = marshal.dumps((what, content))
-        answer = self._exchange(message, fds)
-        if answer is None:
+        answer = self._exchange((what, content), fds)
+        if not answer:
             # Somebody killed it. It kept nothing; what it had begun of this order is refused the second time.
             self.close()
-            answer = self._exchange(message, fds)
-        if answer is None:
+            answer = self._exchange((what, content), fds)
+        if not answer:
             raise BoxFailed("networks: the process that makes interfaces ends as soon as it begins")
         kind, value = marshal.loads(answer)
         if kind == "refused":
@@ -85,55 +77,22 @@ class Interfaces:
             raise BoxFailed(f"networks: {value}")
         return value
 
-    def _exchange(self, message: bytes, fds: list[int]) -> bytes | None:
-        """Return the answer; None if there is nobody."""
-        if self._control is None:
-            self._start()
-        assert self._control is not None
-        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"@{len(fds)}i", *fds))] if fds else []
+    def _exchange(self, message: tuple[str, list[Any]], fds: list[int]) -> bytes:
+        """Return the answer; nothing if there is nobody."""
         try:
-            self._control.sendmsg([message], rights, MSG_NOSIGNAL)
-            return self._control.recv(_LARGEST) or None
+            return self._process.hear(_LARGEST) if self._process.tell(message, fds) else b""
         except BlockingIOError:
             self.close()
             raise BoxFailed(f"networks: the process that makes interfaces did not answer in {_PATIENCE} s") from None
-        except OSError:
-            return None
-
-    def _start(self) -> None:
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        config = self._server.config
-        # Not another program: that would take the rights in its user namespace from an ordinary user's.
-        pid = os.fork()
-        if pid == 0:
-            run(theirs.detach(), config.path if config is not None else ())
-        theirs.close()
-        self._pidfd = process.open_pidfd(pid)
-        # SO_RCVTIMEO, socket(7).
-        ours.setsockopt(SOL_SOCKET, 20, struct.pack("@ll", _PATIENCE, 0))
-        self._control = ours
-        self._server.watch(self._pidfd, self._ended)
-
-    def _ended(self) -> None:
-        """Somebody killed it: what comes next gets another one."""
-        if process.reap(self._pidfd):
-            self._server.forget(self._pidfd)
-            self._pidfd = -1
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
 
     def close(self) -> None:
         """End the process."""
-        if self._pidfd >= 0:
-            process.kill(self._pidfd)
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            self._server.forget(self._pidfd)
-            self._pidfd = -1
-        self._hang_up()
+        self._process.close()
+
+
+def _fork() -> tuple[int, int]:
+    pid = os.fork()
+    return pid, process.open_pidfd(pid) if pid else -1
 
 
 class Worker:
@@ -204,7 +163,7 @@ def _serve(control: socket) -> None:
         data, ancillary, _, _ = control.recvmsg(_LARGEST, CMSG_SPACE(2 * 4), MSG_CMSG_CLOEXEC)
         if not data:
             return
-        fds = [fd for _, _, packed in ancillary for (fd,) in struct.iter_unpack("@i", packed)]
+        fds = descriptors(ancillary)
         answer: tuple[str, Any]
         try:
             worker = worker or Worker()

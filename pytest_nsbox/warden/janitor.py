@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import marshal
 import os
-import struct
-from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socketpair
+from _socket import MSG_CMSG_CLOEXEC
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.cgroup_tree import Group, remove_all
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import fields
+from pytest_nsbox.warden.helper import be_patient, descriptors, line, rights
 from pytest_nsbox.warden.tree import Remains
 
 TYPE_CHECKING = False
@@ -123,7 +123,7 @@ class Janitor:
         """Have the process, from now on; a second call does nothing, also after `close`."""
         if self.pid:
             return
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        ours, theirs = line()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -152,9 +152,8 @@ class Janitor:
             instead()
             return
         self._number += 1
-        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
         try:
-            self._sock.sendmsg([marshal.dumps((self._number, work, arguments))], rights)
+            self._sock.sendmsg([marshal.dumps((self._number, work, arguments))], rights(fds))
         except OSError:
             # It is gone, or cannot take as much.
             instead()
@@ -164,9 +163,7 @@ class Janitor:
     def close(self) -> None:
         """Wait until everything is done, and end the process; what it does not get done in time is ours to do."""
         if self._sock is not None:
-            # SO_RCVTIMEO, socket(7).
-            seconds, part = divmod(self.patience, 1)
-            self._sock.setsockopt(SOL_SOCKET, 20, struct.pack("@ll", int(seconds), int(part * 1e6)))
+            be_patient(self._sock, self.patience)
         while self._sock is not None and self._waiting:
             self._answered()
         if self._sock is not None:
@@ -203,9 +200,7 @@ def _serve(sock: socket, doors: Doors) -> None:
         data, ancillary, _, _ = sock.recvmsg(_LARGEST, _MOST_FDS * 8, MSG_CMSG_CLOEXEC)
         if not data:
             return
-        fds: list[int] = []
-        for _, _, content in ancillary:
-            fds += struct.unpack(f"{len(content) // 4}i", content)
+        fds = descriptors(ancillary)
         number, work, arguments = marshal.loads(data)
         error = ""
         try:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import errno
-import marshal
-import os
-import struct
 from _socket import (
     AF_INET,
     AF_INET6,
-    AF_UNIX,
     IPPROTO_IPV6,
     IPV6_V6ONLY,
-    MSG_NOSIGNAL,
-    SCM_RIGHTS,
     SO_REUSEADDR,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
-    SOCK_SEQPACKET,
     SOCK_STREAM,
     SOL_SOCKET,
     socket,
-    socketpair,
 )  # fmt: skip
+from contextlib import suppress
 
-from pytest_nsbox.kernel import process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.networks import Port
+from pytest_nsbox.warden.helper import Helper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import NoReturn
 
     from pytest_nsbox.warden.elsewhere import Elsewhere
     from pytest_nsbox.warden.server import Server
@@ -114,10 +107,14 @@ class Ports:
     """The published ports of one warden, and the process that carries them."""
 
     def __init__(self, server: Server, elsewhere: Elsewhere) -> None:
-        self._server = server
         self._elsewhere = elsewhere
-        self._control: socket | None = None
-        self._pidfd = -1
+        self._process = Helper(server, lambda: server.doors.clone3(0), self._run, _PATIENCE)
+
+    def _run(self, control: int) -> NoReturn:
+        from pytest_nsbox.warden import forwarder
+
+        keep = (self._elsewhere.home,) if self._elsewhere.home >= 0 else ()
+        forwarder.run(control, self._elsewhere, keep)
 
     def give(self, key: str, published: Published, namespace: int, targets: list[Address]) -> None:
         """Have what comes on `published` carried to `targets` (the first that answers) in the network namespace
@@ -126,10 +123,10 @@ class Ports:
         message = ("add", key, published.port.protocol, targets)
         fds = [namespace, *(listener.fileno() for listener in published.listeners)]
         try:
-            if not self._tell(message, fds):
+            if not self._process.tell(message, fds):
                 # Somebody killed it a moment ago.
                 self.close()
-                if not self._tell(message, fds):
+                if not self._process.tell(message, fds):
                     raise BoxFailed("publish: the process that carries published ports ends as soon as it begins")
         finally:
             published.close()
@@ -141,60 +138,16 @@ class Ports:
                  those where names are asked for, "tcp names" and "udp names", which goes to `servers`
         """
         for kind, fds in ways.items():
-            if fds and not self._tell(("way", key, kind, servers), [namespace, *fds]):
+            if fds and not self._process.tell(("way", key, kind, servers), [namespace, *fds]):
                 raise BoxFailed("the process that carries what leaves networks is gone")
 
     def drop(self, key: str) -> None:
         """Give up the ports of `key`: they are free then."""
-        if self._control is not None and self._tell(("drop", key), []):
-            try:
-                self._control.recv(16)
-            except OSError:
-                # It hangs, or somebody killed it: the ports are free then, or soon will be.
-                return
-
-    def _tell(self, message: tuple[Any, ...], fds: list[int]) -> bool:
-        """Tell the process something; False if it is gone. Raises KernelError if it cannot be started."""
-        if self._control is None:
-            self._start()
-        assert self._control is not None
-        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"@{len(fds)}i", *fds))] if fds else []
-        try:
-            self._control.sendmsg([marshal.dumps(message)], rights, MSG_NOSIGNAL)
-        except OSError:
-            return False
-        return True
-
-    def _start(self) -> None:
-        from pytest_nsbox.warden import forwarder
-
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        pid, self._pidfd = self._server.doors.clone3(0)
-        if pid == 0:
-            keep = (self._elsewhere.home,) if self._elsewhere.home >= 0 else ()
-            forwarder.run(theirs.detach(), self._elsewhere, keep)
-        theirs.close()
-        # SO_RCVTIMEO, socket(7).
-        ours.setsockopt(SOL_SOCKET, 20, struct.pack("@ll", _PATIENCE, 0))
-        self._control = ours
-        self._server.watch(self._pidfd, self._ended)
-
-    def _ended(self) -> None:
-        """Somebody killed it: ports that are published later get another one."""
-        if process.reap(self._pidfd):
-            self._server.forget(self._pidfd)
-            self._pidfd = -1
-            if self._control is not None:
-                self._control.close()
-                self._control = None
+        if self._process.is_there() and self._process.tell(("drop", key)):
+            # It may hang, or somebody killed it: the ports are free then, or soon will be.
+            with suppress(BlockingIOError):
+                self._process.hear(16)
 
     def close(self) -> None:
         """End the process."""
-        if self._pidfd >= 0:
-            process.kill(self._pidfd)
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            self._server.forget(self._pidfd)
-            self._pidfd = -1
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        self._process.close()

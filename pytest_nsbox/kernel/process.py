@@ -212,6 +212,13 @@ def has_terminal_to_type_into() -> bool:
         return True
 
 
+def kernel_version() -> tuple[int, int]:
+    """Return what the kernel says that it is: (6, 1) for 6.1.0-13-amd64, (5, 19) for 5.19-rc1."""
+    major, _, rest = os.uname().release.partition(".")
+    minor = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    return int(major), int(minor or 0)
+
+
 def close_all_but(keep: tuple[int, ...]) -> None:
     """Close every descriptor but `keep`."""
     first = 0

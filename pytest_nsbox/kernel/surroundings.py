@@ -13,8 +13,6 @@ MAXIMA = tuple(feature.maximum for feature in FEATURES if feature.maximum)
 
 def look_around() -> Surroundings:
     """Read what explains failures; changes nothing."""
-    release = os.uname().release.split(".")
-    minor = "".join(char for char in release[1] if char.isdigit()) if len(release) > 1 else "0"
     mounts = [line.split(" ") for line in _read("/proc/self/mountinfo").splitlines()]
     # The last one covers those before it.
     roots = [fields[fields.index("-") + 1] for fields in mounts if fields[4:5] == ["/"]]
@@ -25,7 +23,7 @@ def look_around() -> Surroundings:
         container=find_container(),
         chroot=not roots,
         seccomp_filter="\nSeccomp:\t2" in _read("/proc/self/status"),
-        kernel=(int(release[0]), int(minor or 0)),
+        kernel=process.kernel_version(),
         sysctls=read_sysctls(),
         tmpdir=os.path.realpath(os.environ.get("TMPDIR") or "/tmp"),
         root_type=roots[-1] if roots else "",

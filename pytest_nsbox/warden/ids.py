@@ -34,8 +34,7 @@ def find_mode() -> str:
 
 def kernel_shifts() -> bool:
     """Say if this kernel is new enough for boxes whose root is another id than ours."""
-    major, minor, *_ = os.uname().release.split(".")
-    return (int(major), int("".join(char for char in minor if char.isdigit()) or 0)) >= SHIFTING
+    return process.kernel_version() >= SHIFTING
 
 
 def box_maps(mode: str, user: tuple[int, int] | None = None) -> tuple[str, str]:

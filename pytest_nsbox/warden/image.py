@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 
-from pytest_nsbox.kernel import files
+from pytest_nsbox.kernel import files, process
 from pytest_nsbox.kernel.mount import NODEV, NOSUID, RDONLY
 from pytest_nsbox.policy import init_layer
 from pytest_nsbox.policy import plan as plans
@@ -107,7 +107,7 @@ class Images:
         joined = ":".join(clones)
         if len(joined) <= _LONGEST_OPTION:
             return [("lowerdir", joined)]
-        if _release() < (6, 8):
+        if process.kernel_version() < (6, 8):
             raise BoxFailed(f"an image of {len(clones) - 1} layers: more than 49 need Linux 6.8 (squash it)")
         return [("lowerdir+", clone) for clone in clones]
 
@@ -217,10 +217,6 @@ def _text_in(view: int, path: str) -> str:
             return file.read(_LARGEST_TABLE)
         except OSError:
             return ""
-
-
-def _release() -> tuple[int, ...]:
-    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
 def _overlay(builder: _Builder, op: plans.OverlayImage) -> None:

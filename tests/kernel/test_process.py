@@ -15,6 +15,17 @@ from tests.warden.boxes import in_a_process, status_field
 root = pytest.mark.needs("root")
 
 
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [("6.18.5", (6, 18)), ("6.1.0-13-amd64", (6, 1)), ("5.19-rc1", (5, 19)), ("5.15+", (5, 15)), ("7", (7, 0))],
+)
+def test_versions_of_kernels_are_read(monkeypatch: pytest.MonkeyPatch, release: str, version: tuple[int, int]) -> None:
+    words = os.uname()
+    told = os.uname_result((words[0], words[1], release, words[3], words[4]))
+    monkeypatch.setattr("pytest_nsbox.kernel.process.os.uname", lambda: told)
+    assert process.kernel_version() == version
+
+
 def test_clone3_forks_and_the_pidfd_tells_of_the_end() -> None:
     def play() -> tuple[bool, bool, bool]:
         reader, writer = os.pipe()

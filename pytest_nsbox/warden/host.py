@@ -14,6 +14,7 @@ from pytest_nsbox.kernel.mount import NODEV, RDONLY
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.hostmounts import Mounted, is_within
 from pytest_nsbox.policy.plan import LOWER, OWN, HostMount
+from pytest_nsbox.warden.directory import LAYERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,17 +52,17 @@ class Host:
             source = self._bare(mount)
             if source is None:
                 return self._clone_pieces(number, mount)
-            return [self._clone_one(number, mount, source)]
+            if (one := self._clone_one(number, mount, source)) is not None:
+                return [one]
         except (KernelError, OSError) as error:
             if error.errno != errno.ENOENT or os.path.lexists(mount.target):
                 raise
-        # Unmounted and removed since we looked; what it was to be mounted on is the next one's.
-        place = f"host/{number}"
-        if os.path.lexists(place):
-            (os.rmdir if os.path.isdir(place) else os.unlink)(place)
+            # Unmounted and removed since we looked.
+        # What it was to be mounted on is the next one's.
+        _remove(f"host/{number}")
         return []
 
-    def _clone_one(self, number: int, mount: Mounted, source: str) -> HostMount:
+    def _clone_one(self, number: int, mount: Mounted, source: str) -> HostMount | None:
         at = os.stat(source)
         directory = stat.S_ISDIR(at.st_mode)
         writable = directory and not (mount.readonly or mount.pseudo)
@@ -70,7 +71,8 @@ class Host:
         attributes = NODEV if writable else NODEV | RDONLY
         if self._mode == "shifted":
             try:
-                self.attach_clone(source, place, attributes, shifted=True)
+                if not self._show(source, place, attributes, shifted=True):
+                    return None
             except KernelError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -78,8 +80,45 @@ class Host:
                 owner = (at.st_uid, at.st_gid)
                 return HostMount(number, mount.target, writable, directory, stat.S_IMODE(at.st_mode), owner)
         # Where a file system cannot be shifted, root's files look as nobody's; who may read them still may.
-        self.attach_clone(source, place, attributes)
+        if not self._show(source, place, attributes):
+            return None
         return HostMount(number, mount.target, writable, directory, self._mode_of(source))
+
+    def _show(self, source: str, place: str, attributes: int, *, shifted: bool = False) -> bool:
+        """Have `place` show what the mount of `source` does; say if that can be done (see `warden.deleted`)."""
+        try:
+            self.attach_clone(source, place, attributes, shifted=shifted)
+        except KernelError as error:
+            return self._show_copy(error, source, place, attributes, shifted=shifted)
+        return True
+
+    def _show_copy(self, error: KernelError, source: str, place: str, attributes: int, *, shifted: bool) -> bool:
+        from pytest_nsbox.warden import deleted
+
+        if error.errno != errno.ENOENT or not deleted.is_deleted(source):
+            raise error
+        # The rest of our directory is unbindable once the session is open.
+        copy = f"{LAYERS}/{place.replace('/', '-')}"
+        if not deleted.copy(source, copy, owned=self._mode == "shifted"):
+            return False
+        if source == place:
+            self._doors.detach(place)
+        self.attach_clone(copy, place, attributes, shifted=shifted)
+        return True
+
+    def show_again(self, place: str, error: KernelError) -> bool:
+        """Have the clone at `place`, of which no box could be given one for `error`, outlast that what it shows was
+        deleted; say if it can. If not, there is no such place from now on. Raises `error` if that is not the reason.
+        """
+        if not os.path.lexists(place):
+            return False
+        plain = place.startswith("plain/")
+        shifted = self._mode == "shifted" and not plain
+        if self._show_copy(error, place, place, RDONLY if plain else NODEV | RDONLY, shifted=shifted):
+            return True
+        self._doors.detach(place)
+        _remove(place)
+        return False
 
     def _mode_of(self, path: str) -> int:
         if self._mode != "rootless":
@@ -147,7 +186,8 @@ class Host:
             place = f"plain/{mount.number}"
             if not os.path.lexists(place):
                 (self._doors.make_directory if mount.directory else self._doors.make_file)(place)
-            self.attach_clone(mount.target, place, 0 if mount.writable else RDONLY)
+            if not self._show(mount.target, place, 0 if mount.writable else RDONLY):
+                _remove(place)
         self._plain = True
 
     def attach_clone(self, source: str, place: str, attributes: int = NODEV, *, shifted: bool = False) -> None:
@@ -200,3 +240,9 @@ class Host:
             os.close(clone)
             raise
         return clone
+
+
+def _remove(place: str) -> None:
+    """Remove the place of a mount, if it is there."""
+    if os.path.lexists(place):
+        (os.rmdir if os.path.isdir(place) else os.unlink)(place)

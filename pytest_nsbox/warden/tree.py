@@ -306,11 +306,15 @@ class _Builder:
             self.tree.made.add(f"{top.target.rstrip('/')}/{name}")
 
     def show(self, op: plans.ShowMount) -> None:
-        self.put(
-            self.doors.clone_tree(f"{self.session.clones(self.tree.plan)}/{op.number}"),
-            op.target,
-            directory=op.directory,
-        )
+        place = f"{self.session.clones(self.tree.plan)}/{op.number}"
+        try:
+            self.put(self.doors.clone_tree(place), op.target, directory=op.directory)
+        except KernelError as error:
+            self.session.act_as(shifted=False)
+            there = self.session.host.show_again(place, error)
+            self.session.act_as(shifted=self.shifted)
+            if there:
+                self.put(self.doors.clone_tree(place), op.target, directory=op.directory)
 
     def bind(self, op: plans.Bind) -> None:
         source = self.session.volume(op.source) if op.kind == "volume" else op.source

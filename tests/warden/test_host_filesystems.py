@@ -40,8 +40,9 @@ def mount_at(
     os.close(fd)
 
 
-def bind(source: Path, target: Path) -> None:
+def bind(source: Path, target: Path, attributes: int = 0) -> None:
     fd = mount.clone_tree(str(source))
+    mount.set_attributes(fd, attributes)
     mount.attach(fd, str(target))
     os.close(fd)
 
@@ -101,6 +102,53 @@ def test_a_file_that_is_a_mount_is_shown(tmp_path: Path) -> None:
             assert run(warden, (tmp_path / "target").read_text) == "source"
             assert run(warden, lambda: write(tmp_path / "target")) == errno.EROFS
         assert (tmp_path / "source").read_text() == "source"
+
+    with_own_mounts(play)
+
+
+@pytest.mark.parametrize("when", ["before the session", "before the first box", "between boxes"])
+def test_what_is_deleted_after_it_was_mounted_stays_in_boxes(tmp_path: Path, when: str) -> None:
+    """Its mount goes on showing it on the host: as when an editor replaced a file that an engine had bound into the
+    container that pytest runs in, or when a server whose socket is bound there ended.
+    """
+    sources, place = tmp_path / "sources", tmp_path / "place"
+    for directory in (sources, place):
+        for name in ("writable", "readonly"):
+            (directory / name).mkdir(parents=True)
+        (directory / "file").touch()
+    (sources / "file").write_text("bound")
+    os.chmod(sources / "file", 0o640)
+    os.chown(sources / "file", 7, 8)
+    (place / "socket").touch()
+
+    def delete() -> None:
+        (sources / "file").unlink()
+        (sources / "socket").unlink()
+        (sources / "readonly").rmdir()
+        (sources / "writable").rmdir()
+
+    def seen() -> tuple[object, ...]:
+        at = os.stat(place / "file")
+        shown = (place / "file").read_text(), at.st_mode & 0o777, at.st_uid, at.st_gid
+        return *shown, write(place / "file"), write(place / "readonly" / "x"), os.listdir(place / "writable")
+
+    def play() -> None:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(sources / "socket"))
+            listening.listen()
+            for name in ("file", "socket", "writable"):
+                bind(sources / name, place / name)
+            bind(sources / "readonly", place / "readonly", mount.RDONLY)
+            if when == "before the session":
+                delete()
+            with started() as warden:
+                if when == "before the first box":
+                    delete()
+                for turn in range(2):
+                    for spec in ({}, {"privileged": True}):
+                        assert run(warden, seen, **spec) == ("bound", 0o640, 7, 8, errno.EROFS, errno.EROFS, [])
+                    if when == "between boxes" and turn == 0:
+                        delete()
 
     with_own_mounts(play)
 

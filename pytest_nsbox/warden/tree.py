@@ -231,7 +231,7 @@ class _Builder:
     def put(self, mount: int, target: str, *, directory: bool = True) -> None:
         """Attach `mount` at `target` in the tree and keep it open; the mount point is made if there is none."""
         old = self.mounts.pop(target, None)
-        if old is not None:
+        if old is not None and old not in self.tree.overlays:
             os.close(old)
         self.mounts[target] = mount
         if target == "/":

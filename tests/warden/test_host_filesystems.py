@@ -153,6 +153,22 @@ def test_what_is_deleted_after_it_was_mounted_stays_in_boxes(tmp_path: Path, whe
     with_own_mounts(play)
 
 
+def test_a_volume_may_go_where_a_file_system_of_the_host_is_mounted(tmp_path: Path) -> None:
+    source, place = tmp_path / "source", tmp_path / "place"
+    source.mkdir()
+    place.mkdir()
+
+    def play() -> None:
+        bind(source, place)
+        with started() as warden:
+            for turn in range(3):
+                # The tree is used again, and renewed for that, unless its descriptors went to somebody else.
+                run(warden, (place / str(turn)).touch, volumes=(Volume(str(source), str(place)),))
+        assert sorted(os.listdir(source)) == ["0", "1", "2"]
+
+    with_own_mounts(play)
+
+
 def test_what_is_mounted_over_something_hides_it_in_the_box_too(tmp_path: Path) -> None:
     place = tmp_path / "place"
 

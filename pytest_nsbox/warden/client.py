@@ -19,7 +19,7 @@ import struct
 import sys
 from contextlib import suppress
 
-from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.kernel import namespaces, process, seccomp
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import keyword_record, replace
@@ -32,7 +32,6 @@ from pytest_nsbox.warden.spawn import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import NoReturn, TypeVar
 
     from pytest_nsbox.policy.spec import Spec
@@ -90,12 +89,10 @@ class Warden:
         self.gone = False  # killed, or it failed; every call fails from then on
         # Descriptors to write b"0" to in every child, before those of its box: kernel.cgroup_node.Session.open_screens.
         self.screens: tuple[int, ...] = ()
-        # What a child calls to be kept from typing into our terminal, if there is one.
-        self.refuse_typing: Callable[[], None] | None = None
-        if process.has_terminal_to_type_into():
-            from pytest_nsbox.kernel import seccomp
-
-            self.refuse_typing = seccomp.refuse_typing
+        # What tests are refused: by default, and with `seccomp="none"`. Where we have a terminal, to type into it.
+        has_terminal = process.has_terminal_to_type_into()
+        self.filter = seccomp.Filter(typing=has_terminal, keys=True)
+        self.least_filter = seccomp.Filter(typing=has_terminal, keys=False)
         self._own_pid_namespace = namespaces.open_namespace("self", "pid")
 
     @classmethod

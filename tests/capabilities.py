@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import rootfs
 from tests.leftovers import PARENT, cgroup_mounts
 
 # What takes minutes, and the variable that asks for it.
@@ -167,6 +168,10 @@ def _debian_archive() -> str | None:
     return _succeeds("apt-get", "download", "--quiet", "--print-uris", "busybox-static")
 
 
+def _busybox_root() -> str | None:
+    return None if rootfs.place("busybox").is_dir() else missing("debian archive")
+
+
 def _device_mapper() -> str | None:
     misc = Path("/proc/misc").read_text(encoding="utf-8")
     return None if "device-mapper" in misc else "the kernel has no device mapper, or its module is not loaded"
@@ -233,6 +238,7 @@ PROBES: dict[str, Probe] = {
     "time namespace": _time_namespace,
     "shifted tmpfs": _shifted_tmpfs,
     "debian archive": _debian_archive,
+    "busybox root": _busybox_root,
     "device mapper": _device_mapper,
     "swap": lambda: None if os.environ.get("NSBOX_VM") == "uml" else "space is added in the virtual machine alone",
     "vm kernel": _vm_kernel,

@@ -13,13 +13,20 @@ from filelock import FileLock
 FIXTURES = Path(__file__).parents[1] / "rootfs-fixtures"
 
 
-def rootfs(name: str) -> Path:
-    """The root that `name` describes; tests must not change it. Needs "debian archive", and mmdebstrap for a system."""
+def place(name: str) -> Path:
+    """Where the root that `name` describes is kept once it was built."""
     made_by = (FIXTURES / "build").read_bytes() + (FIXTURES / name / "packages").read_bytes()
     cache = Path(os.environ.get("NSBOX_ROOTFS_CACHE") or Path.home() / ".cache" / "pytest-nsbox-rootfs")
-    cache.mkdir(parents=True, exist_ok=True)
-    root = cache / f"{name}-{hashlib.sha256(made_by).hexdigest()[:12]}"
-    with FileLock(cache / f"{name}.lock"):
+    return cache / f"{name}-{hashlib.sha256(made_by).hexdigest()[:12]}"
+
+
+def rootfs(name: str) -> Path:
+    """The root that `name` describes; tests must not change it. Needs "debian archive", and mmdebstrap for a system."""
+    root = place(name)
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.parent / f"{name}.lock"):
         if not root.is_dir():
             aside = root.with_suffix(".new")
             if aside.exists():  # its builder was killed

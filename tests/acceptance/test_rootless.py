@@ -129,7 +129,7 @@ def test_boxes_of_an_ordinary_user(tmpdir_for_all: str) -> None:
     assert {"made", "inner/made", "sources/made"}.isdisjoint(outcome.files)
 
 
-@pytest.mark.needs("debian archive")
+@pytest.mark.needs("busybox root")
 def test_containers_of_an_ordinary_user(tmpdir_for_all: str) -> None:
     source = rootfs("busybox")
 

@@ -35,6 +35,8 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tests.capabilities import missing
+from tests.rootfs import place, rootfs
 from tests.vm.disk import make_disk, make_initramfs
 
 KERNEL = "linux.uml"
@@ -76,6 +78,8 @@ def machine(command: Sequence[str], scratch: str, memory: str, root: str, more: 
     """The command line of a machine that runs `command`; None, with the reason on stderr, if none can be made."""
     settings = machine_settings(command, root)
     files: dict[str, str | Path] = {**more, **init_files(settings, "/")}
+    if missing("busybox root") is None:
+        files[str(place("busybox"))] = rootfs("busybox")
     if root == "qemu":
         from tests.vm import cloud
 

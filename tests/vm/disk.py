@@ -82,7 +82,7 @@ def make_root(scratch: str, more: Mapping[str, str | Path]) -> Path:
     for path, content in more.items():
         target = root / path.lstrip("/")
         if isinstance(content, Path):
-            shutil.copytree(content, target, dirs_exist_ok=True)
+            shutil.copytree(content, target, symlinks=True, dirs_exist_ok=True)
         else:
             target.write_text(content, encoding="utf-8")
             target.chmod(0o755)

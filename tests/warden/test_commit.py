@@ -20,15 +20,14 @@ from pytest_nsbox.warden.client import Warden
 from tests.rootfs import rootfs
 from tests.warden.boxes import started
 
-pytestmark = [pytest.mark.needs("root", "overlay", "user namespace", "debian archive"), pytest.mark.keeps_running]
-
-CACHE = Path.home() / ".cache/pytest-nsbox-rootfs"
+pytestmark = [pytest.mark.needs("root", "overlay", "user namespace", "busybox root"), pytest.mark.keeps_running]
+# Ten seconds each in the virtual machine, and nothing that the other does not show of its kernel.
+in_vm_slow = pytest.mark.slow
 
 
 @pytest.fixture
 def boxes(warden: Warden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NsBox]:
     """Containers, and a store of this test's own with the image `base`."""
-    monkeypatch.setenv("NSBOX_ROOTFS_CACHE", os.environ.get("NSBOX_ROOTFS_CACHE", str(CACHE)))
     root = tmp_path / "root"
     shutil.copytree(rootfs("busybox"), root, symlinks=True)
     for name in ("keep", "gone", "replaced/old", "renamed/inside"):
@@ -70,6 +69,7 @@ def test_what_was_added_changed_and_deleted_is_in_the_image(boxes: NsBox):
     assert boxes.run(["cat", "/srv/gone"], rootfs="base", check=True).stdout == "gone"
 
 
+@in_vm_slow
 def test_mounts_and_the_init_layer_stay_out(boxes: NsBox, tmp_path: Path):
     (tmp_path / "bound").mkdir()
     mounts: dict[str, Any] = {
@@ -89,6 +89,7 @@ def test_mounts_and_the_init_layer_stay_out(boxes: NsBox, tmp_path: Path):
     assert list((layer / "data").iterdir()) == [layer / "data/file"]
 
 
+@in_vm_slow
 def test_the_config_is_that_of_the_box(boxes: NsBox):
     with boxes.start(["sleep", "60"], rootfs="base", env={"A": "1"}, workdir="/srv", user=7) as box:
         config = box.commit("configured").config
@@ -101,6 +102,7 @@ def test_the_config_is_that_of_the_box(boxes: NsBox):
         assert again.exec(["sh", "-c", "echo $A; pwd; id -u"]).stdout.split() == ["1", "/srv", "7"]
 
 
+@in_vm_slow
 def test_nobody_writes_meanwhile_and_a_paused_box_stays_paused(boxes: NsBox):
     script = "while :; do echo x >> /one; echo x >> /two; done"
     with boxes.start(["sh", "-c", script], rootfs="base") as box:
@@ -115,6 +117,7 @@ def test_nobody_writes_meanwhile_and_a_paused_box_stays_paused(boxes: NsBox):
         box.resume()
 
 
+@in_vm_slow
 def test_a_chain_of_commits(boxes: NsBox):
     name = "base"
     for number in range(3):
@@ -128,6 +131,7 @@ def test_a_chain_of_commits(boxes: NsBox):
     assert "layer0" not in boxes.run(["ls", "/"], rootfs=name).stdout
 
 
+@in_vm_slow
 def test_twenty_boxes_from_a_commit(boxes: NsBox):
     with boxes.start(["sh", "-c", "echo prepared > /state"], rootfs="base") as box:
         box.wait()
@@ -139,6 +143,7 @@ def test_twenty_boxes_from_a_commit(boxes: NsBox):
     assert [box.logs() for box in started] == [f"prepared\n{n}\n" for n in range(20)]
 
 
+@in_vm_slow
 def test_a_box_with_a_directory_or_the_host_for_a_root(boxes: NsBox, tmp_path: Path):
     with boxes.start(["touch", "/new"], rootfs="./root") as box:
         box.wait()
@@ -151,6 +156,7 @@ def test_a_box_with_a_directory_or_the_host_for_a_root(boxes: NsBox, tmp_path: P
     assert os.listdir(layer) == ["nsbox-new"]
 
 
+@in_vm_slow
 def test_sockets_that_boxes_begin_without_are_no_part_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     left = tmp_path / "left"
@@ -167,6 +173,7 @@ def test_sockets_that_boxes_begin_without_are_no_part_of_a_commit(tmp_path: Path
     assert [path.name for path in Path(layer).rglob("*") if not path.is_dir()] == ["made-anew"]
 
 
+@in_vm_slow
 def test_what_cannot_be_committed_is_told(boxes: NsBox):
     with (
         boxes.start(["true"], rootfs="base") as box,
@@ -182,6 +189,7 @@ def test_what_cannot_be_committed_is_told(boxes: NsBox):
     assert not any("odd" in name for name in Store().names())
 
 
+@in_vm_slow
 class TestNewVolumes:
     """A new named volume takes over what the image has at its place, as in Docker."""
 

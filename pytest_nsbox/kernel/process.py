@@ -46,13 +46,14 @@ def clone3(flags: int) -> tuple[int, int]:
     return pid, pidfd.word()
 
 
-def fork_sibling() -> int:
-    """Fork, the new process a child of our own parent and born in the pid namespace that our children go to; return its
-    pid, in it 0. What holds for the child of `clone3` holds here, except that it may live on as an ordinary process.
+def fork_sibling(flags: int = 0) -> int:
+    """Fork, the new process a child of our own parent, in new namespaces of the kinds in `flags`, and born in the pid
+    namespace that our children go to; return its pid, in it 0. What holds for the child of `clone3` holds here, except
+    that it may live on as an ordinary process.
     """
     # The exit signal is ours: the kernel wants none with this flag.
-    arguments = struct.pack("=8Q", _CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0)
-    return libc.syscall("clone3", "sibling", libc.SYS_CLONE3, arguments, len(arguments))
+    arguments = struct.pack("=8Q", flags | _CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0)
+    return libc.syscall("clone3", f"sibling {flags:#x}", libc.SYS_CLONE3, arguments, len(arguments))
 
 
 def kill(pidfd: int) -> None:

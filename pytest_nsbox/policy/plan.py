@@ -93,10 +93,11 @@ class OverlayImage:
 
 @record
 class BindInit:
-    """A file of the box's own with `text`, at `target`: part of no layer, so of no commit."""
+    """A file with `text` (or another box's, at `source`) at `target`: part of no layer, so of no commit."""
 
     target: str
     text: str
+    source: str = ""
 
 
 @record

@@ -74,9 +74,12 @@ class Undo:
                 continue
 
 
-def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> tuple[Box, Undo]:
+def begin_box(
+    session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...], neighbour: Box | None = None
+) -> tuple[Box, Undo]:
     """Begin to make a box of `spec`, with the host paths `shared`; `finish_box` once its init has reported.
 
+    neighbour  a box whose network it shares
     Raises BoxFailed, KernelError or OSError; nothing is left then. Else the second result takes back what was done.
     """
     undo = Undo()
@@ -97,7 +100,7 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
         if plan.live:
             box.view = session.open_views().make(name, spec, plan, node)
             undo.add(box.view.close)
-        _clone(session, box, undo)
+        _clone(session, box, undo, neighbour)
         if box.namespaces & namespaces.NEWUSER:
             session.doors.write_maps(box.pid, *session.maps_of(plan))
         os.write(box.control, init.GO)
@@ -107,7 +110,7 @@ def begin_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple
     return box, undo
 
 
-def _clone(session: Session, box: Box, undo: Undo) -> None:
+def _clone(session: Session, box: Box, undo: Undo, neighbour: Box | None) -> None:
     plan = box.tree.plan
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
@@ -118,7 +121,10 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
         session.act_as(shifted=plan.shifted)
         tells_pages = session.wants_pages()
         try:
-            pid, pidfd = session.doors.clone3(box.namespaces)
+            if neighbour is None:
+                pid, pidfd = session.doors.clone3(box.namespaces)
+            else:
+                pid, pidfd = _clone_beside(neighbour, box, theirs.fileno())
             if pid == 0:
                 shown = _shown(session, box, tells_pages=tells_pages)
                 init.run(session.doors, plan, theirs.fileno(), box.tree.place, shown)
@@ -128,6 +134,23 @@ def _clone(session: Session, box: Box, undo: Undo) -> None:
             session.act_as(shifted=False)
     finally:
         theirs.close()
+
+
+def _clone_beside(neighbour: Box, box: Box, control: int) -> tuple[int, int]:
+    """What clone3 does, in the network of `neighbour`; why there is no init, `control` tells instead of it."""
+    from pytest_nsbox.warden.second_fork import SecondFork
+
+    fork = SecondFork(neighbour.pidfd, namespaces.NEWNET, box.namespaces)
+    first = os.fork()
+    if first == 0:
+        refused = fork.in_child()
+        if refused is not None:
+            init.give_up(control, refused)
+        return 0, -1
+    pid = fork.in_parent(first)
+    # For the programs that are started in it.
+    box.namespaces |= namespaces.NEWNET
+    return pid, process.open_pidfd(pid)
 
 
 def _shown(session: Session, box: Box, *, tells_pages: bool) -> init.Shown:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from pytest_nsbox.kernel.namespaces import write_proc
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.networks import Port
 from pytest_nsbox.warden.elsewhere import Elsewhere
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from pytest_nsbox.warden.containers import Containers
     from pytest_nsbox.warden.order import Connection, Order
     from pytest_nsbox.warden.ports import Published
+
+
+def _open_all_ports() -> list[int]:
+    """In the network of a box: let who is not root there take ports below 1024, as Docker does."""
+    write_proc("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+    return []
 
 
 class Connected:
@@ -46,6 +53,8 @@ class Connected:
         spec = container.spec
         undo.add(lambda: self.leave(box))
         try:
+            if not container.joined:
+                self._elsewhere.open(box.pidfd, _open_all_ports)
             if spec.net not in ("host", "none"):
                 self.networks.join(spec.net, box, container.name, spec.hostname)
             self._describe(container, box)

@@ -12,9 +12,7 @@ import os
 import select
 import time
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_STREAM, socketpair
-from contextlib import contextmanager
 
-from pytest_nsbox.kernel import namespaces
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import make_plan
 from pytest_nsbox.policy.record import replace
@@ -29,7 +27,7 @@ from pytest_nsbox.warden.wire import BrokenWireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from pytest_nsbox.policy.plan import Plan
@@ -173,30 +171,14 @@ class Containers:
             plan = self._plans[spec, root] = replace(make_plan(spec, session.facts, facts), sockets=False)
         return plan
 
-    @contextmanager
-    def _network_of(self, container: Container) -> Iterator[None]:
-        """Have boxes that are made meanwhile born in the network of the one that `container` shares it with."""
+    def _neighbour_of(self, container: Container) -> Box | None:
+        """Return the box whose network `container` shares; None if there is none. Raises BoxFailed."""
         if not container.joined:
-            yield
-            return
+            return None
         other = self.by_name.get(container.joined)
         if other is None or other.box is None or other.status not in ("running", "paused"):
             raise BoxFailed(f"net: the box {container.joined!r} is not running: it has no network to share")
-        if other.box.tree.plan.ids is not None:
-            raise BoxFailed(
-                f"net: the box {container.joined!r} is an ordinary user's, whose network no other can share: start "
-                "both in a network (nsbox.network)"
-            )
-        doors = self.server.doors
-        home = doors.open_namespace("self", "net")
-        try:
-            doors.setns(other.box.pidfd, namespaces.NEWNET)
-            try:
-                yield
-            finally:
-                doors.setns(home, namespaces.NEWNET)
-        finally:
-            os.close(home)
+        return other.box
 
     def _begin(self, container: Container, order: Order, stdin: int) -> None:
         server = self.server
@@ -205,11 +187,12 @@ class Containers:
             if not order.connection.open or container.removed:
                 raise BoxFailed("nobody waits for it any more")
             plan = self._plan(container.spec, order.head.get("image"))
-            with self._network_of(container):
-                box, undo = begin_box(server.session, container.id, container.spec, plan, ())
-            if container.joined:
-                # For the programs that are started in it.
-                box.namespaces |= namespaces.NEWNET
+            neighbour = self._neighbour_of(container)
+            if neighbour is not None:
+                from pytest_nsbox.policy.neighbours import with_names_of
+
+                plan = with_names_of(plan, neighbour.tree.init_paths)
+            box, undo = begin_box(server.session, container.id, container.spec, plan, (), neighbour)
             if container.spec.net not in ("host", "none") or "publish" in order.head:
                 self.networks().connect(container, box, undo, order.head.get("publish", ()))
         except Exception as error:  # noqa: BLE001  # as in _serve: nobody has looked at the spec's values before

@@ -227,13 +227,15 @@ def _overlay(builder: _Builder, op: plans.OverlayImage) -> None:
 def _bind_init(builder: _Builder, op: plans.BindInit) -> None:
     tree, doors = builder.tree, builder.doors
     name = op.target.rpartition("/")[2]
-    if not tree.init_files:
-        doors.make_directory(f"{tree.scratch}/init")
-    tree.init_files.append(name)
-    path = tree.init_file(name)
-    doors.make_file(path)
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(op.text)
+    path = op.source or tree.init_file(name)
+    tree.init_paths[name] = path
+    if not op.source:
+        if not tree.init_files:
+            doors.make_directory(f"{tree.scratch}/init")
+        tree.init_files.append(name)
+        doors.make_file(path)
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(op.text)
     try:
         builder.put(doors.clone_tree(path), op.target, directory=False)
     except KernelError as error:

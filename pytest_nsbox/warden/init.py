@@ -70,13 +70,25 @@ def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoR
             # the box through us; nor could a warden that went into a user namespace after its start.
             doors.set_dumpable(dumpable=plan.dumpable)
         except KernelError as error:
-            report = marshal.dumps((error.call, error.target[:1000], error.errno))
+            report = _told(error)
         except BaseException as error:  # noqa: BLE001  # it must not run on in the warden's code
             report = marshal.dumps(("start init", f"({type(error).__name__}: {error})"[:1000], errno.EIO))
         os.write(control, report)
         os.read(control, 1)
     finally:
         os._exit(0)
+
+
+def give_up(control: int, error: KernelError) -> NoReturn:
+    """Tell why there is no init, in the process that was to become it or its parent."""
+    try:
+        os.write(control, _told(error))
+    finally:
+        os._exit(1)
+
+
+def _told(error: KernelError) -> bytes:
+    return marshal.dumps((error.call, error.target[:1000], error.errno))
 
 
 def _written_pages(doors: Doors) -> list[int]:

@@ -68,6 +68,8 @@ class Tree:
         self._devices_begun: Listing = {}
         # Files of the box's own that are bound in its root, by their name in `scratch`/init.
         self.init_files: list[str] = []
+        # Where those and such of its neighbour are kept: {name: path}.
+        self.init_paths: dict[str, str] = {}
         self._init_begun: Listing = {}
         self._attached = False
 

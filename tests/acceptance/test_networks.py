@@ -91,7 +91,7 @@ ORDINARY = """
 
     SERVER = "\\n".join([
         "import socket",
-        "server = socket.create_server(('', 7777))",
+        "server = socket.create_server(('', 77))",
         "print('up', flush=True)",
         "while True:",
         "    client, address = server.accept()",
@@ -99,14 +99,14 @@ ORDINARY = """
         "    client.close()",
     ])
 
-    def ask(host, port=7777):
+    def ask(host, port=77):
         with socket.create_connection((host, port), 5) as server:
             return server.recv(100).decode()
 
     @pytest.fixture(scope="session")
     def web(nsbox_session):
         lan = nsbox_session.network("lan", rate="80mbit")
-        box = nsbox_session.start([sys.executable, "-c", SERVER], name="web", net=lan, publish={7777: 0})
+        box = nsbox_session.start([sys.executable, "-c", SERVER], name="web", net=lan, publish={77: 0})
         while "up" not in box.logs() and box.status == "running":
             time.sleep(0.01)
         return box
@@ -117,7 +117,7 @@ ORDINARY = """
         assert ask("web")
 
     def test_from_outside(web, nsbox):
-        assert ask("127.0.0.1", web.ports[7777])
+        assert ask("127.0.0.1", web.ports[77])
         lan = nsbox.network("lan")
         with nsbox.start(["sleep", "60"], name="other", net=lan) as other:
             assert "web" in other.exec(["cat", "/etc/hosts"], check=True).stdout
@@ -126,11 +126,23 @@ ORDINARY = """
             other.signal("KILL")
             assert other.wait(5) == -9
 
-    def test_a_way_out_and_a_network_that_cannot_be_shared(nsbox):
+    def test_a_way_out(nsbox):
         assert nsbox.run(["true"], net=nsbox.network(internal=False)).returncode == 0
-        box = nsbox.start(["sleep", "60"], net=False)
-        with pytest.raises(BoxFailed, match="whose network no other can share: start both in a network"):
-            nsbox.run(["true"], net=box)
+
+    ASK = "import socket; print(socket.create_connection(('127.0.0.1', 7777), 5).recv(100))"
+
+    @pytest.mark.parametrize("net", [False, "lan"])
+    def test_the_network_of_another_box(nsbox, web, net):
+        with nsbox.start([sys.executable, "-Sc", SERVER.replace("77", "7777")], net=net, name="first") as first:
+            while "up" not in first.logs() and first.status == "running":
+                time.sleep(0.01)
+            with nsbox.start(["sleep", "60"], net=first) as second:
+                assert second.exec([sys.executable, "-Sc", ASK], check=True).stdout == "b'127.0.0.1'\\n"
+                shared = {box.exec(["readlink", "/proc/self/ns/net"], check=True).stdout for box in (first, second)}
+                assert len(shared) == 1
+                first.stop()
+                with pytest.raises(BoxFailed, match="the box 'first' is not running: it has no network to share"):
+                    nsbox.run(["true"], net=first)
 """
 
 
@@ -138,5 +150,5 @@ ORDINARY = """
 def test_an_ordinary_user_has_networks_and_published_ports():
     before = os.listdir("/sys/class/net")
     done = as_user({"test_networks.py": textwrap.dedent(ORDINARY)}, "-q", tmpdir=tempfile.gettempdir())
-    assert "3 passed" in done.text, done.text
+    assert "5 passed" in done.text, done.text
     assert os.listdir("/sys/class/net") == before

@@ -7,6 +7,7 @@ import pytest
 from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.mounts import Tmpfs, Volume
+from pytest_nsbox.policy.neighbours import with_names_of
 from pytest_nsbox.policy.plan import HostFacts, HostMount, Plan, make_plan
 from pytest_nsbox.policy.spec import Spec
 
@@ -133,3 +134,16 @@ def test_nothing_is_mounted_where_the_init_mounts_later(target: str) -> None:
     with pytest.raises(BoxFailed, match=rf"^nothing can be mounted on {target}: /\w+(/\w+)? is the box's own$"):
         plan(tmpfs=(Tmpfs(target),))
     assert plan(tmpfs=(Tmpfs("/dev/x"),)).tree
+
+
+def test_a_neighbours_names_take_the_place_of_the_boxes_own() -> None:
+    files = {"hosts": "/a/hosts", "resolv.conf": "/a/resolv.conf", "hostname": "/a/hostname"}
+    alone = plan(net="lan", volumes=(Volume("/x", "/etc/hosts", readonly=False, kind="bind"),))
+    shared = with_names_of(alone, files)
+    own = [op for op in shared.tree if isinstance(op, plans.BindInit)]
+    assert own == [plans.BindInit(f"/etc/{name}", "", f"/a/{name}") for name in ("hosts", "resolv.conf")]
+    # A volume is mounted over it.
+    assert targets(shared, plans.Bind) == ["/etc/hosts"]
+    assert shared.tree.index(own[0]) < next(n for n, op in enumerate(shared.tree) if isinstance(op, plans.Bind))
+    assert not shared.reusable
+    assert with_names_of(alone, {}) == alone

@@ -58,6 +58,22 @@ class TestNetwork:
         assert first.exec(["cat", "/etc/hosts"]).stdout == hosts
         assert first.changes() == []
 
+    def test_a_box_that_shares_a_members_network_knows_all_names(self, boxes: NsBox, lan: Network):
+        with (
+            boxes.start(["sleep", "60"], name="db", net=lan) as db,
+            boxes.start(["sleep", "60"], name="beside", net=db) as beside,
+            boxes.start(["sleep", "60"], net=lan, name="late"),
+        ):
+            names = db.exec(["cat", "/etc/hosts"], check=True).stdout
+            assert "\tlate\n" in names
+            last = boxes.run(["cat", "/etc/hosts"], net=beside, check=True)
+            assert (last.stdout, len(last.changes)) == (names, 0)
+            assert beside.exec(["cat", "/etc/hosts"]).stdout == names
+
+    def test_ports_below_1024_are_for_every_user(self, boxes: NsBox, lan: Network):
+        serve = "import os, socket; os.setuid(1000); socket.create_server(('', 80))"
+        boxes.run([sys.executable, "-ISc", serve], net=lan, check=True)
+
     def test_one_that_ended_leaves_no_name(self, boxes: NsBox, lan: Network):
         first = boxes.start(["sleep", "60"], name="first", net=lan)
         ended = boxes.start(["true"], name="ended", net=lan)

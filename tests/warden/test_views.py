@@ -16,7 +16,7 @@ from pytest_nsbox.policy.proc_files import meminfo_bytes
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
 from tests.capabilities import missing
-from tests.warden.boxes import collect, fork_into, run, started
+from tests.warden.boxes import collect, fork_into, run, started, status_field
 
 pytestmark = [
     pytest.mark.needs("root", "overlay", "user namespace", "cgroup:memory", "cgroup:cpu", "seccomp listener"),
@@ -247,8 +247,8 @@ def test_where_another_listener_is_the_files_remain(warden: Warden, monkeypatch:
 
 
 def test_nothing_of_it_is_done_for_other_boxes(warden: Warden):
-    def look() -> tuple[str, bool]:
-        return text("/proc/self/status").partition("Seccomp:")[2].split()[0], "views" in text("/proc/self/mountinfo")
+    def look() -> tuple[int, bool]:
+        return int(status_field("Seccomp_filters")), " /proc/meminfo " in text("/proc/self/mountinfo")
 
     with started() as fresh:
         run(fresh, lambda: None, mem=96 * MIB, swap=0)
@@ -261,7 +261,10 @@ def test_nothing_of_it_is_done_for_other_boxes(warden: Warden):
             with suppress(FileNotFoundError):
                 opened += os.readlink(f"{descriptors}/{fd}")
         assert "timerfd" not in opened
-    assert run(warden, look, mem=96 * MIB, swap=0) == ("0", False)
+    # The listener is a filter more.
+    every, _ = run(warden, look)
+    assert run(warden, look, mem=96 * MIB, swap=0) == (every, False)
+    assert run(warden, look, **SMALL) == (every + 1, True)
 
 
 @pytest.mark.slow

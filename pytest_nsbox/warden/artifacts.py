@@ -7,7 +7,6 @@ The finder opens, so a link in the box leads where it leads in the box, and what
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import marshal
@@ -15,16 +14,14 @@ import os
 import stat
 from _socket import (
     AF_UNIX,
-    CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
-    SOL_SOCKET,
     socketpair,
 )
 
 from pytest_nsbox.kernel import files, namespaces, process
+from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.warden.changes import find_changes, in_order
 
@@ -120,14 +117,11 @@ def _receive(sock: socket) -> tuple[str, str, str, str, int] | None:
     """Return path in the box, path of the copy, what went wrong, where a symlink leads, and a regular file's
     descriptor (else -1); None at the end.
     """
-    data, ancillary, _, _ = sock.recvmsg(_MESSAGE, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = sock.recvmsg(_MESSAGE, room(1), MSG_CMSG_CLOEXEC)
     if not data:
         return None
     source, name, problem, link = marshal.loads(data)
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            fds.frombytes(content)
+    fds = descriptors(ancillary)
     return source, name, problem, link, fds[0] if fds else -1
 
 
@@ -208,7 +202,7 @@ class _Finder:
             if os.fstatvfs(fd).f_blocks == 0:
                 raise OSError(errno.EINVAL, "the kernel's, and not a file on a disk")
             message = marshal.dumps((source, name, "", ""))
-            self._sock.sendmsg([message], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
+            self._sock.sendmsg([message], rights([fd]))
         finally:
             os.close(fd)
 

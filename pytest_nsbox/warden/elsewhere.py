@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import marshal
 import os
-import sys
-from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socketpair
+from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from pytest_nsbox.kernel import namespaces
+from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.policy.errors import KernelError
 
 TYPE_CHECKING = False
@@ -63,8 +63,7 @@ class Elsewhere:
                 try:
                     self._go(namespace)
                     found = function()
-                    rights = [(SOL_SOCKET, SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in found))]
-                    theirs.sendmsg([marshal.dumps(None)], rights if found else [])
+                    theirs.sendmsg([marshal.dumps(None)], rights(found))
                 except KernelError as error:
                     theirs.send(marshal.dumps((error.call, error.target, error.errno)))
                 except OSError as error:
@@ -73,15 +72,14 @@ class Elsewhere:
                 os._exit(0)
         theirs.close()
         try:
-            data, ancillary, _, _ = ours.recvmsg(4096, CMSG_SPACE(16 * 4), 0x40000000)  # MSG_CMSG_CLOEXEC
+            data, ancillary, _, _ = ours.recvmsg(4096, room(), MSG_CMSG_CLOEXEC)
         finally:
             os.waitpid(pid, 0)
             ours.close()
         failure = marshal.loads(data) if data else ("fork", "network namespace", 5)
         if failure is not None:
             raise KernelError(*failure)
-        packed = b"".join(content for _, _, content in ancillary)
-        return [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
+        return descriptors(ancillary)
 
     def close(self) -> None:
         """Forget the way back."""

@@ -17,7 +17,6 @@ import time
 from _socket import (
     AF_INET,
     AF_INET6,
-    CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     SHUT_WR,
     SO_ERROR,
@@ -31,8 +30,8 @@ from _socket import (
 )
 
 from pytest_nsbox.kernel import process
+from pytest_nsbox.kernel.rights import descriptors, room
 from pytest_nsbox.policy.errors import KernelError
-from pytest_nsbox.warden.helper import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,9 +85,7 @@ class Forwarder:
 
     def _listen(self) -> bool:
         """Do what the warden says; False if it is gone."""
-        data, ancillary, _, _ = self._control.recvmsg(
-            LARGEST_MESSAGE, CMSG_SPACE(MOST_DESCRIPTORS * 4), MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, _, _ = self._control.recvmsg(LARGEST_MESSAGE, room(MOST_DESCRIPTORS), MSG_CMSG_CLOEXEC)
         if not data:
             return False
         fds = descriptors(ancillary)

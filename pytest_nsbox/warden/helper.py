@@ -1,4 +1,4 @@
-"""Processes that the warden forks of itself for one kind of work each, and descriptors on their sockets (unix(7))."""
+"""Processes that the warden forks of itself for one kind of work each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import struct
 from _socket import (
     AF_UNIX,
     MSG_NOSIGNAL,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
     SOL_SOCKET,
@@ -17,27 +16,16 @@ from _socket import (
 )  # fmt: skip
 
 from pytest_nsbox.kernel import process
+from pytest_nsbox.kernel.rights import rights
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
     from pytest_nsbox.warden.server import Server
 
-    Ancillary = tuple[int, int, bytes]
-
 _SO_RCVTIMEO = 20  # socket(7)
-
-
-def rights(fds: Sequence[int]) -> list[Ancillary]:
-    """What has `fds` travel along with a message."""
-    return [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"@{len(fds)}i", *fds))] if fds else []
-
-
-def descriptors(ancillary: Iterable[Ancillary]) -> list[int]:
-    """Those that came along with a message of one of us."""
-    return [fd for _, _, packed in ancillary for (fd,) in struct.iter_unpack("@i", packed)]
 
 
 def line() -> tuple[socket, socket]:

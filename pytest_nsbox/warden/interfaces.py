@@ -12,11 +12,12 @@ import gc
 import marshal
 import os
 import sys
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, socket
+from _socket import MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, socket
 
 from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.kernel.rights import descriptors, room
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
-from pytest_nsbox.warden.helper import Helper, descriptors
+from pytest_nsbox.warden.helper import Helper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def run(control: int, path: Sequence[str]) -> NoReturn:
 def _serve(control: socket) -> None:
     worker: Worker | None = None
     while True:
-        data, ancillary, _, _ = control.recvmsg(_LARGEST, CMSG_SPACE(2 * 4), MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = control.recvmsg(_LARGEST, room(2), MSG_CMSG_CLOEXEC)
         if not data:
             return
         fds = descriptors(ancillary)

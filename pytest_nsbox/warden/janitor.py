@@ -13,10 +13,11 @@ from _socket import MSG_CMSG_CLOEXEC
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.cgroup_tree import Group, remove_all
+from pytest_nsbox.kernel.rights import MOST, descriptors, rights, room
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import fields
-from pytest_nsbox.warden.helper import be_patient, descriptors, line, rights
+from pytest_nsbox.warden.helper import be_patient, line
 from pytest_nsbox.warden.tree import Remains
 
 TYPE_CHECKING = False
@@ -37,7 +38,6 @@ _FROM = 8  # boxes: fewer are not worth a process
 _MOST = 16  # requests at once
 _LARGEST = 1 << 16  # bytes of a request
 _PATIENCE = 20.0  # seconds, at the end: to remove a group can take two, and somebody may have stopped the process
-_MOST_FDS = 253  # of one message: SCM_MAX_FD
 
 
 class Leavings:
@@ -148,7 +148,7 @@ class Janitor:
         """Have `work` done (a key of `_WORK`), and `done` called with what went wrong in it, or "". If nobody can do
         it, call `instead`.
         """
-        if self._sock is None or len(self._waiting) >= _MOST or len(fds) > _MOST_FDS:
+        if self._sock is None or len(self._waiting) >= _MOST or len(fds) > MOST:
             instead()
             return
         self._number += 1
@@ -197,7 +197,7 @@ class Janitor:
 
 def _serve(sock: socket, doors: Doors) -> None:
     while True:
-        data, ancillary, _, _ = sock.recvmsg(_LARGEST, _MOST_FDS * 8, MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = sock.recvmsg(_LARGEST, room(), MSG_CMSG_CLOEXEC)
         if not data:
             return
         fds = descriptors(ancillary)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import _socket
 import marshal
-import struct
 
+from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.policy.record import fields, record
 from pytest_nsbox.real import os
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     M = TypeVar("M")
 
 _CHUNK = 65536
-# SCM_MAX_FD of the kernel is 253 in one go.
-_ANCILLARY = _socket.CMSG_SPACE(253 * 4)
+_ANCILLARY = room()
 
 
 @record
@@ -267,8 +266,7 @@ class Channel:
         """Send all of `message`; OSError (a broken pipe, for one) if the other side is gone."""
         data = memoryview(encode(message))
         if fds:
-            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-            sent = self.sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
+            sent = self.sock.sendmsg([data], rights(fds), _socket.MSG_NOSIGNAL)
             data = data[sent:]
         while data:
             data = data[self.sock.send(data, _socket.MSG_NOSIGNAL) :]
@@ -283,10 +281,7 @@ class Channel:
     def fill(self, flags: int = 0) -> bool:
         """Read what has come, at least something unless `flags` say otherwise; False at the end of the stream."""
         data, ancillary, came, _ = self.sock.recvmsg(_CHUNK, _ANCILLARY, flags | _socket.MSG_CMSG_CLOEXEC)
-        fds: list[int] = []
-        for level, kind, content in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                fds += struct.unpack_from(f"{len(content) // 4}i", content)
+        fds = descriptors(ancillary)
         # The kernel ends a read where descriptors of a second message would come.
         if came & _socket.MSG_CTRUNC:
             # There was no room for all, so nobody knows what those are that came.

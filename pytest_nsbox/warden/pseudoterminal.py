@@ -4,12 +4,12 @@ pty(7), ioctl_tty(2).
 
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
 import os
-from _socket import SCM_RIGHTS, SOL_SOCKET, socket
+from _socket import socket
 
+from pytest_nsbox.kernel.rights import rights
 from pytest_nsbox.policy.errors import KernelError
 
 _UNLOCK = 0x40045431  # TIOCSPTLCK
@@ -26,7 +26,7 @@ def open_and_send(to: int) -> int:
         fcntl.ioctl(slave, _CONTROL, 0)
         connection = socket(fileno=os.dup(to))
         try:
-            connection.sendmsg([b"t"], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [master]))])
+            connection.sendmsg([b"t"], rights([master]))
         finally:
             connection.close()
         os.close(master)

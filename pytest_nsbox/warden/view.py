@@ -7,25 +7,22 @@ nothing.
 
 from __future__ import annotations
 
-import array
 import os
 import time
 from _socket import (
     AF_UNIX,
-    CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_STREAM,
-    SOL_SOCKET,
     socket,
     socketpair,
 )
 from contextlib import suppress
 
 from pytest_nsbox.kernel.listener import NARROW, Listener
+from pytest_nsbox.kernel.rights import descriptors, room
 from pytest_nsbox.policy import cpus, proc_files, proc_use
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.proc_vmstat import Vmstat
@@ -214,9 +211,9 @@ class View:
         """Take what comes from the box: a word, and perhaps a listener."""
         line = socket(AF_UNIX, SOCK_STREAM, 0, fd)
         try:
-            data, ancillary, _, _ = line.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+            data, ancillary, _, _ = line.recvmsg(1, room(1), MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
             if data:
-                self._listen(ancillary, watch)
+                self._listen(descriptors(ancillary), watch)
                 # Who asked may be killed already.
                 with suppress(OSError):
                     line.send(b"f", MSG_NOSIGNAL)
@@ -227,11 +224,7 @@ class View:
             line.detach()
         self._unwatch(fd)
 
-    def _listen(self, ancillary: list[tuple[int, int, bytes]], watch: Watch) -> None:
-        fds = array.array("i")
-        for level, kind, content in ancillary:
-            if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    def _listen(self, fds: list[int], watch: Watch) -> None:
         for fd in fds:
             listener = Listener(fd)
             self._watched.append(fd)

@@ -4,11 +4,11 @@ before the fork; from then on the process and all that it starts have the CPUs a
 
 from __future__ import annotations
 
-import array
 import errno
-from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SOCK_STREAM, socket
 
 from pytest_nsbox.kernel.listener import listen
+from pytest_nsbox.kernel.rights import rights
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import os
 
@@ -30,11 +30,9 @@ def settle(cpus: tuple[int, ...], line: int) -> None:
         if error.errno not in WITHOUT:
             raise
         listener = -1
-    fds = array.array("i", [listener] if listener >= 0 else [])
-    with_fds = [(SOL_SOCKET, SCM_RIGHTS, fds)] if fds else []
     own = socket(AF_UNIX, SOCK_STREAM, 0, line)
     try:
-        own.sendmsg([b"b"], with_fds)
+        own.sendmsg([b"b"], rights([listener] if listener >= 0 else []))
         # It answers when the files are fresh, or hangs up when it is gone; then so are we.
         own.recv(1)
     except OSError as error:

@@ -8,10 +8,10 @@ so nothing but plain data is read from it.
 from __future__ import annotations
 
 import _socket
-import array
 import errno
 import json
 
+from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.real import os
 
 TYPE_CHECKING = False
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     Head = dict[str, Any]
 
 _CHUNK = 1 << 18
-# SCM_MAX_FD of the kernel is 253 in one go.
-_ANCILLARY = _socket.CMSG_SPACE(253 * 4)
+_ANCILLARY = room()
 _MOST = 1 << 30
 # What may wait for a client that does not read its answers.
 _BACKLOG = 1 << 28
@@ -83,8 +82,7 @@ class Wire:
         flags |= _socket.MSG_NOSIGNAL
         if not fds:
             return self.sock.send(data, flags)
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))]
-        return self.sock.sendmsg([data], ancillary, flags)
+        return self.sock.sendmsg([data], rights(fds), flags)
 
     def fill(self, flags: int = 0) -> bool:
         """Read what has come, at least something unless `flags` say otherwise; False at the end of the stream."""
@@ -92,11 +90,7 @@ class Wire:
             data, ancillary, _, _ = self.sock.recvmsg(_CHUNK, _ANCILLARY, flags | _socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return False
-        for level, kind, content in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-                self._fds.extend(fds)
+        self._fds += descriptors(ancillary)
         self._buffer += data
         return bool(data)
 

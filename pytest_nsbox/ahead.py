@@ -19,7 +19,8 @@ import pytest
 from pytest_nsbox import foresight, internals
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
-from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_of, warning_from_data
+from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_of
+from pytest_nsbox.warned import warning_from_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,7 @@ class _Plain(NamedTuple):
     """All that a test told: it passed, or skipped, and left nothing that the next test could see."""
 
     reports: list[Frame]
+    made: list[pytest.TestReport | None]  # of those frames whose reports pytest may fail to make
     end: Frame
 
 
@@ -148,8 +150,8 @@ class Ahead:
             return
         (attempt, plain), self._unlogged = self._unlogged, None
         item = attempt.item
-        for frame in plain.reports:
-            report = self._follower.read_report(attempt, frame)
+        for frame, made in zip(plain.reports, plain.made, strict=True):
+            report = made or self._follower.read_report(attempt, frame)
             if report.when == "teardown":
                 self._boxes.ended(attempt, report)
             item.ihook.pytest_runtest_logreport(report=report)
@@ -194,13 +196,25 @@ class Ahead:
                 if not leaves_nothing(frame):
                     break
                 if frame["t"] == "end":
-                    if [phase_of(report) for report in frames[:-1]] in _PASSED:
-                        return _Plain(frames[:-1], frame)
+                    reports = frames[:-1]
+                    if [phase_of(report) for report in reports] in _PASSED:
+                        return _Plain(reports, [self._make(attempt, report) for report in reports], frame)
                     break
         except (TimeoutError, ChannelClosedError):  # the ordinary way meets it again
             pass
         attempt.unread(frames)
         return None
+
+    def _make(self, attempt: Attempt, frame: Frame) -> pytest.TestReport | None:
+        """The report of a frame, or None where there is time for that later."""
+        if frame["t"] == "passed":
+            return None
+        try:
+            return self._follower.read_report(attempt, frame)
+        except ChannelClosedError as error:
+            frame.clear()  # what is left of it
+            frame.update(t="failed", text=str(error))
+            raise
 
     def _park(self, item: pytest.Item | None, running: Attempt | None, caller: HookCaller) -> None:
         if item is None or not self._may_be_ahead(item):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_nsbox.frames import check
 from pytest_nsbox.real import os
-from pytest_nsbox.relay import Channel, Frame, Poller
+from pytest_nsbox.relay import Channel, ChannelClosedError, Frame, Poller
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,7 @@ class Attempt:
         self._poller: Poller | None = None
         self._pidfd = -1
         self._unread: list[Frame] = []
+        self._refused: ChannelClosedError | None = None  # what it wrote is no frame, and nothing after it is read
 
     @property
     def forked(self) -> bool:
@@ -135,7 +137,7 @@ class Attempt:
         assert self._poller is not None
         if self._unread:
             return self._unread.pop(0)
-        while (frame := self.channel.take()) is None:
+        while (frame := self._take()) is None:
             seconds = None if deadline is None else deadline - time.perf_counter()
             readable, exited = self._poller.wait(seconds)
             if readable:
@@ -146,6 +148,19 @@ class Attempt:
             if exited:
                 return None
             raise TimeoutError
+        return frame
+
+    def _take(self) -> Frame | None:
+        assert self.channel is not None
+        if self._refused is not None:
+            raise self._refused
+        frame = self.channel.take()
+        try:
+            if frame is not None:
+                check(frame)
+        except ChannelClosedError as error:
+            self._refused = error
+            raise
         return frame
 
     def unread(self, frames: list[Frame]) -> None:

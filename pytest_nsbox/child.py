@@ -31,8 +31,8 @@ from pytest_nsbox.relay import (
     passed_to_data,
     report_to_data,
     set_random_state,
-    warning_to_data,
 )
+from pytest_nsbox.warned import warning_to_data
 
 if TYPE_CHECKING:
     from _socket import socket

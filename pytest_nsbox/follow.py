@@ -23,8 +23,8 @@ from pytest_nsbox.relay import (
     passed_from_data,
     report_from_data,
     set_random_state,
-    warning_from_data,
 )
+from pytest_nsbox.warned import warning_from_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -128,7 +128,11 @@ class Follower:
         self._take_leavings(attempt, frame)
         kind = frame["t"]
         if kind in ("report", "passed"):
-            report = self.read_report(attempt, frame)
+            try:
+                report = self.read_report(attempt, frame)
+            except ChannelClosedError as error:
+                self.settle(attempt)
+                raise BoxFailed(str(error)) from None
             assert report.when is not None
             if report.failed:
                 attempt.failed = True
@@ -173,7 +177,11 @@ class Follower:
 
     def _log(self, attempt: Attempt, frame: Frame) -> None:
         """Have the reporters hear of a report besides the phases', a subtest's or a plugin's."""
-        report = report_from_data(self.config, frame["report"])
+        try:
+            report = report_from_data(self.config, frame["report"])
+        except ChannelClosedError as error:
+            self.settle(attempt)
+            raise BoxFailed(str(error)) from None
         attempt.failed = attempt.failed or report.failed
         captured = frame["captured"] is True
         with output.captured_as_the_test(self.config) if captured else contextlib.nullcontext():
@@ -209,7 +217,7 @@ class Follower:
             if is_others(item, name):  # the test's bytes: they may be anything
                 setattr(item, name, value)
         for name, value in frame.get("testsuite_properties", ()):
-            internals.testsuite_properties(self.config).append((name, value))
+            internals.testsuite_properties(self.config).append((str(name), value))
         if "xml_attributes" in frame:
             internals.record_xml_attributes(item, frame["xml_attributes"])
         if "failed_subtests" in frame:
@@ -241,9 +249,9 @@ class Follower:
                 with contextlib.closing(self._boxes.connect(attempt)) as connection:
                     attempt.channel.send_socket(connection)
                 return
-            attempt.channel.send("reply", value=self._boxes.answer(attempt, what))
+            self.send(attempt, "reply", value=self._boxes.answer(attempt, what))
         except Exception as error:  # noqa: BLE001 - the test is told, whatever it is
-            attempt.channel.send("reply", error=f"{type(error).__name__}: {error}")
+            self.send(attempt, "reply", error=f"{type(error).__name__}: {error}")
 
     # --- ends
 

@@ -1,4 +1,4 @@
-"""What crosses the socket between pytest and the forked test: frames of JSON, reports, warnings.
+"""What crosses the socket between pytest and the forked test: frames of JSON, reports, exceptions.
 
 A frame is four bytes of length (big endian) and a JSON object whose ``t`` names its kind. Nothing is ever
 unpickled: the child runs code that the box is there to hold, so its bytes may only become plain data.
@@ -7,13 +7,11 @@ unpickled: the child runs code that the box is there to hold, so its bytes may o
 from __future__ import annotations
 
 import json
-import linecache
 import random
 import select
 import socket as _socket
 import struct
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -102,7 +100,7 @@ class Channel:
             return None
         try:
             frame = self._loads(bytes(memoryview(buffer)[4 : 4 + length]))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ChannelClosedError("the test wrote something that is not JSON where a frame starts") from None
         del buffer[: 4 + length]
         if not isinstance(frame, dict) or not isinstance(frame.get("t"), str):
@@ -281,7 +279,22 @@ def _property_value(value: object) -> object:
 
 
 def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
-    """The report that `report_to_data` described, with the tuples that JSON turned into lists."""
+    """The report that `report_to_data` described, with the tuples that JSON turned into lists.
+
+    Raises ChannelClosedError for what `frames.check` let pass and pytest can make no report of, or cannot show.
+    """
+    try:
+        report = _report_from_data(config, data)
+        if not isinstance(report.longrepr, (type(None), str, tuple)):
+            str(report.longrepr)
+        str(report.head_line)
+    except Exception as error:  # noqa: BLE001 - pytest's code on the test's bytes
+        text = f"the test wrote a report that cannot be read ({type(error).__name__}: {error})"
+        raise ChannelClosedError(shortened(text)) from None
+    return report
+
+
+def _report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
     subtest, marked = data.get("_subtest.context"), data.pop(_MARKED, None)
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if report is None:
@@ -290,7 +303,9 @@ def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
         report.__dict__.pop(name, None)
     report.location = tuple(report.location)
     report.sections = [tuple(section) for section in report.sections]
-    report.user_properties = [tuple(pair) for pair in report.user_properties]
+    report.user_properties = [(str(name), value) for name, value in report.user_properties]
+    if not isinstance(getattr(report, "wasxfail", ""), str):
+        report.wasxfail = str(report.wasxfail)
     if subtest is not None:
         # They are reprs already; the constructor of a frozen context quotes them once more.
         object.__setattr__(report.context, "kwargs", subtest["kwargs"])
@@ -299,37 +314,6 @@ def report_from_data(config: pytest.Config, data: Frame) -> pytest.TestReport:
     elif marked is not None and isinstance(report.longrepr, str):
         report.longrepr = Text(report.longrepr, marked)
     return report  # type: ignore[no-any-return]
-
-
-def warning_to_data(message: warnings.WarningMessage) -> Frame:
-    """A recorded warning as plain data; the class is named, never pickled."""
-    category = message.category
-    return {
-        "module": category.__module__,
-        "class": category.__qualname__,
-        "text": str(message.message),
-        "args": _plain_args(message.message),
-        "filename": message.filename,
-        "lineno": message.lineno,
-        "line": message.line,
-        "source": _allocation(message),
-    }
-
-
-def _allocation(message: warnings.WarningMessage) -> str | None:
-    """Where the object that a ResourceWarning is about was allocated, if tracemalloc knows; None without an object."""
-    if message.source is None:
-        return None
-    tracemalloc = sys.modules.get("tracemalloc")
-    trace = tracemalloc.get_object_traceback(message.source) if tracemalloc is not None else None
-    return "\n".join(trace.format()) if trace is not None else ""
-
-
-def _plain_args(message: object) -> list[object] | None:
-    args = getattr(message, "args", None)
-    if isinstance(args, tuple) and all(arg is None or isinstance(arg, (str, int, float)) for arg in args):
-        return list(args)
-    return None
 
 
 def exception_to_data(error: BaseException) -> list[str]:
@@ -343,43 +327,36 @@ def exception_to_data(error: BaseException) -> list[str]:
 
 def exception_from_data(data: list[str]) -> BaseException:
     """An exception of the class with that name and that text, for those who ask what a phase raised."""
-    module, name, text = map(str, data)
-    error = _named_class(module, name, Exception, BaseException)
+    module, name, text = data
+    error = named_class(module, name, Exception, BaseException)
     try:
         made: BaseException = error.__new__(error)  # not called, as with a warning
     except Exception:  # noqa: BLE001 - a group's wants its exceptions; the user's own may want anything
-        made = type(error.__name__, (Exception,), {"__module__": module})()
+        made = _new_class(error.__name__, Exception, module)()
     made.args = (text,)
     if issubclass(error, (pytest.skip.Exception, pytest.fail.Exception)):
         made.__dict__["msg"] = text
     return made
 
 
-def _named_class(module: str, name: str, otherwise: type[Any], kind: type[Any]) -> Any:
+def named_class(module: str, name: str, otherwise: type[Any], kind: type[Any]) -> Any:
     """A class of that name in a module that pytest's process has imported, or a new one: a name imports nothing."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
+        try:
+            found = getattr(found, part, None)
+        except Exception:  # noqa: BLE001 - a module's own __getattr__
+            found = None
     if isinstance(found, type) and issubclass(found, kind):
         return found
-    return type(name.rpartition(".")[2], (otherwise,), {"__module__": module})
+    return _new_class(name.rpartition(".")[2], otherwise, module)
 
 
-def warning_from_data(data: Frame) -> warnings.WarningMessage:
-    """The warning again."""
-    category = _named_class(data["module"], data["class"], UserWarning, Warning)
-    message = category.__new__(category)  # not called: a warning's constructor may want arguments that we do not know
-    message.args = (data["text"],) if data["args"] is None else tuple(data["args"])
-    if str(message) != data["text"]:
-        message.args = (data["text"],)
-    line, source = data["line"], data.get("source")
-    if source:
-        # pytest would look for the place where the object of this process was allocated.
-        line = (
-            f"{line or linecache.getline(data['filename'], data['lineno']).strip()}\n\nObject allocated at:\n{source}"
-        )
-    stand_in = object() if source == "" else None
-    return warnings.WarningMessage(message, category, data["filename"], data["lineno"], None, line, stand_in)
+def _new_class(name: str, base: type[Any], module: str) -> Any:
+    try:
+        return type(name, (base,), {"__module__": module})
+    except ValueError:  # no name that a class can have
+        return base
 
 
 def set_random_state(state: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def placed(error: BaseException, path: str, lineno: int, name: str) -> BaseExcep
     The test's process is gone and so are its frames; the plugin's own would mislead. So the error is raised from a
     function that claims the test's place: pytest then shows the test's source, and the crash line names the test.
     """
-    function = name if name.isidentifier() else "test"
+    function = name if name.isidentifier() and not keyword.iskeyword(name) else "test"
     source = "\n" * (lineno - 1) + f"def {function}(error): raise error from None"
     namespace: dict[str, Callable[[BaseException], NoReturn]] = {}
     exec(compile(source, path, "exec"), namespace)

@@ -58,6 +58,50 @@ def test_prints_very_much():
 def test_goes_on(): pass
 """
 
+FORGED = """
+import json, os, socket, stat, struct
+import pytest
+
+REPORT = {
+    "nodeid": "test_suite.py::test_other", "location": ["test_suite.py", 1, "x"], "keywords": {}, "outcome": "passed",
+    "longrepr": None, "when": "setup", "user_properties": [], "sections": [], "duration": 0.0, "start": 0.0,
+    "stop": 0.0, "$report_type": "TestReport",
+}
+FRAMES = [
+    "[" * 100_000,
+    {"t": "report"},
+    {"t": "report", "report": {}},
+    {"t": "report", "report": {**REPORT, "$report_type": "Unknown"}},
+    {"t": "report", "report": {**REPORT, "duration": "x"}},
+    {"t": "report", "report": {**REPORT, "outcome": "failed", "longrepr": {"reprcrash": None, "reprtraceback": 1}}},
+    {"t": "passed", "report": [1, 2, 3]},
+    {"t": "log", "report": REPORT},
+    {"t": "ask", "what": None},
+    {"t": "pdb"},
+    {"t": "end", "coverage": {"": {"lines": {"a": [1 << 60]}}}},
+    {"t": "end", "failed_subtests": None},
+    {"t": "end", "warnings": [{"filename": "\\0"}]},
+    {"t": "interrupt", "place": ["a", 1 << 60, "b"]},
+    {"t": "exit", "message": 1},
+    {"t": "nonsense"},
+]
+
+@pytest.mark.sandbox(timeout=10)
+@pytest.mark.parametrize("number", range(len(FRAMES)))
+def test_writes(number):
+    frame = FRAMES[number]
+    data = (frame if isinstance(frame, str) else json.dumps(frame)).encode()
+    for fd in range(3, 100):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, struct.pack(">I", len(data)) + data)
+        except OSError:
+            pass
+
+@pytest.mark.sandbox
+def test_goes_on(): pass
+"""
+
 READ_ONLY = """
 import os, subprocess
 import pytest
@@ -134,6 +178,13 @@ def test_the_worst_that_a_test_can_do_is_told(tmp_path: Path):
         "test_prints_very_much": "FAILED assert False",
         "test_goes_on": "PASSED",
     }
+
+
+def test_frames_that_a_test_forges_end_that_test(tmp_path: Path):
+    found = told(run_inner(tmp_path, FORGED))
+    assert found.pop("test_goes_on") == "PASSED"
+    assert len(found) == 16
+    assert all(text.startswith(("FAILED the test wrote ", "ERROR the test wrote ")) for text in found.values()), found
 
 
 def test_a_cgroup_file_system_that_turns_read_only_around_pytest_disturbs_nobody(tmp_path: Path):

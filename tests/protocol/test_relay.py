@@ -23,14 +23,14 @@ from pytest_nsbox.relay import (
     Poller,
     Text,
     encode,
+    exception_from_data,
     is_plain,
     passed_from_data,
     passed_to_data,
     report_from_data,
     report_to_data,
-    warning_from_data,
-    warning_to_data,
 )
+from pytest_nsbox.warned import warning_from_data, warning_to_data
 
 
 @pytest.fixture
@@ -271,3 +271,28 @@ def test_texts_that_are_too_long_for_anybody_lose_their_middle(monkeypatch: pyte
         "sections": [["head", "0123456789"]],
     }
     assert relay.exception_to_data(ValueError("0123456789012"))[2] == cut
+
+
+class TellingWarning(DeprecationWarning):
+    """Its text is made of what only its constructor knows, as pydantic's are."""
+
+    def __init__(self, message: str, *, since: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.message, self.since = message, since
+
+    def __str__(self) -> str:
+        return f"{self.message} since {self.since[0]}"
+
+
+def test_a_warning_that_no_other_process_can_make_keeps_class_and_text():
+    again = sent(TellingWarning("old", since=(2, 0)))
+    assert again.category is TellingWarning
+    assert isinstance(again.message, TellingWarning)
+    assert type(again.message).__name__ == "TellingWarning"
+    assert str(again.message) == "old since 2"
+
+
+def test_a_name_that_no_class_can_have_is_none():
+    data = {"module": "m", "class": "a\0b", "text": "t", "args": None, "filename": "f", "lineno": 1, "line": None}
+    assert warning_from_data(data).category is UserWarning
+    assert type(exception_from_data(["m", "a\0b", "text"])) is Exception

@@ -20,6 +20,9 @@ TMPFS = "a list of 'DST[:SIZE]' or a table {'DST': SIZE}, with DST an absolute p
 
 # Docker has more; to take one of them for the end of a path would mount in a strange place without a word.
 _FOREIGN_OPTIONS = frozenset(("z", "Z", "nocopy", "cached", "delegated", "consistent", "shared", "slave", "private"))
+# Those of tmpfs(5), and of docker run --tmpfs.
+_TMPFS_OPTIONS = frozenset(("size", "nr_blocks", "nr_inodes", "mode", "uid", "gid", "huge", "mpol", "ro", "rw"))
+_TMPFS_OPTIONS |= {no + option for option in ("exec", "suid", "dev") for no in ("", "no")}
 
 
 @record
@@ -102,8 +105,11 @@ def _tmpfs_table(table: Mapping[object, object]) -> tuple[Tmpfs, ...]:
 
 def _tmpfs_text(text: str) -> Tmpfs:
     target, colon, size = text.rpartition(":")
-    if colon and "/" not in size and size[:1].isdigit():
-        return _tmpfs(target, size)
+    if colon and "/" not in size:
+        if size[:1].isdigit():
+            return _tmpfs(target, size)
+        if {option.partition("=")[0] for option in size.split(",")} <= _TMPFS_OPTIONS:
+            raise BadValueError(f"{size!r} is as mount and Docker have it: a SIZE alone is read here", TMPFS)
     return _tmpfs(text, None)
 
 

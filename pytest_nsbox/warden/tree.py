@@ -183,7 +183,8 @@ class _Builder:
         self.doors = tree.session.doors
         self.shifted = tree.plan.shifted
         self.nodev = 0 if tree.plan.privileged else NODEV
-        # Root of each mount made so far, by its target.
+        # Root of the first mount made at each target: whatever goes on top of a layer is not what the layer's options
+        # are for.
         self.mounts: dict[str, int] = {}
         self.root = -1
 
@@ -231,11 +232,17 @@ class _Builder:
             os.close(disk)
 
     def put(self, mount: int, target: str, *, directory: bool = True) -> None:
-        """Attach `mount` at `target` in the tree and keep it open; the mount point is made if there is none."""
-        old = self.mounts.pop(target, None)
-        if old is not None and old not in self.tree.overlays:
-            os.close(old)
-        self.mounts[target] = mount
+        """Attach `mount` at `target` in the tree, and keep it open if it is the first there; the mount point is made if
+        there is none.
+        """
+        first = self.mounts.setdefault(target, mount)
+        try:
+            self._attach(mount, target, directory=directory)
+        finally:
+            if first != mount:
+                os.close(mount)
+
+    def _attach(self, mount: int, target: str, *, directory: bool) -> None:
         if target == "/":
             self.doors.attach(mount, self.tree.place)
             self.tree._attached = True

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from pytest_nsbox.kernel import mount, namespaces
 from pytest_nsbox.policy.errors import BoxFailed
-from pytest_nsbox.policy.mounts import Volume
+from pytest_nsbox.policy.mounts import Tmpfs, Volume
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.session import Session
@@ -153,17 +154,29 @@ def test_what_is_deleted_after_it_was_mounted_stays_in_boxes(tmp_path: Path, whe
     with_own_mounts(play)
 
 
-def test_a_volume_may_go_where_a_file_system_of_the_host_is_mounted(tmp_path: Path) -> None:
-    source, place = tmp_path / "source", tmp_path / "place"
-    source.mkdir()
-    place.mkdir()
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_mount_may_go_where_a_file_system_of_the_host_is_mounted(tmp_path: Path, *, readonly: bool) -> None:
+    source, volume, temporary = tmp_path / "source", tmp_path / "volume", tmp_path / "temporary"
+    for place in (source, volume, temporary):
+        place.mkdir()
+
+    def write_all(name: str) -> list[int]:
+        return [write(place / name) for place in (volume, temporary, source)]
 
     def play() -> None:
-        bind(source, place)
+        bind(source, volume)
+        bind(source, temporary)
         with started() as warden:
-            for turn in range(3):
-                # The tree is used again, and renewed for that, unless its descriptors went to somebody else.
-                run(warden, (place / str(turn)).touch, volumes=(Volume(str(source), str(place)),))
+            # The tree is used again, and renewed for that, unless its descriptors went to somebody else.
+            for name in "012":
+                written = run(
+                    warden,
+                    partial(write_all, name),
+                    readonly=readonly,
+                    volumes=(Volume(str(source), str(volume)),),
+                    tmpfs=(Tmpfs(str(temporary)),),
+                )
+                assert written == [0, 0, errno.EROFS if readonly else 0]
         assert sorted(os.listdir(source)) == ["0", "1", "2"]
 
     with_own_mounts(play)

@@ -54,6 +54,21 @@ def test_the_seccomp_profile_of_docker() -> None:
     assert "Tests cannot run in boxes here" in text
 
 
+def test_a_container_that_hides_parts_of_proc(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /proc/keys; exec "$@"', "sh")
+    drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    told = entry(doctor(*hide, *drop, container="docker"), "fresh /proc")
+    assert "Operation not permitted (the docker container hides parts of /proc)" in told
+    assert "fix: docker run --security-opt systempaths=unconfined …, or --privileged" in told
+
+    pytester.makepyfile("def test_one(): ...")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox-all", "--tb=short")
+    result = pytester.run(*hide, *drop, *pytest_)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*mount proc /proc*: Operation not permitted; pytest --sandbox-doctor tells the fix"])
+
+
 def test_a_machine_that_counts_no_user_namespaces() -> None:
     # The sysctl belongs to the user namespace that it is set in.
     script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'

@@ -39,8 +39,7 @@ class Connected:
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
         server = containers.server
-        assert server.session is not None
-        self._elsewhere = Elsewhere(server.doors, returns=server.session.mode != "rootless")
+        self._elsewhere = Elsewhere(server.doors)
         self._ports = Ports(server, self._elsewhere)
         self.networks = Networks(containers, self._elsewhere, self._ports)
         # Names of boxes.

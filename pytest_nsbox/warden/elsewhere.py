@@ -1,7 +1,8 @@
 """Work in other network namespaces: sockets are opened there and used from here.
 
-Root goes there and comes back. An ordinary user's warden has no rights in the namespace that it came from and could not
-return, so a child of it goes instead and sends what it opened.
+Root goes there and comes back. A warden in a user namespace of its own (an ordinary user's, one in a container or in a
+box) mostly has no rights in the namespace that it came from and could not return, so a child of it goes instead and
+sends what it opened.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ _NEW = -1
 
 
 class Elsewhere:
-    """The way to other network namespaces and back.
+    """The way to other network namespaces and back."""
 
-    returns  whether we may come back
-    """
-
-    def __init__(self, doors: Doors, *, returns: bool) -> None:
+    def __init__(self, doors: Doors) -> None:
         self._doors = doors
-        self.home = doors.open_namespace("self", "net") if returns else -1
+        self.home = doors.open_namespace("self", "net")
+        try:
+            # To where we are: whether we could come back from elsewhere.
+            doors.setns(self.home, namespaces.NEWNET)
+        except KernelError:
+            self.close()
 
     def make(self) -> int:
         """Return a descriptor of a new network namespace; it lives as long as anything has it. Raises KernelError."""

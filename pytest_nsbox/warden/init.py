@@ -108,8 +108,11 @@ def failure(report: bytes) -> KernelError | BoxFailed:
     """Return the error that an init told instead of READY (nothing at all if it ended before it could)."""
     if not report:
         return BoxFailed("the first process of the box ended before the box was ready")
-    call, target, number = marshal.loads(report)
-    return KernelError(call, target, number)
+    error = KernelError(*marshal.loads(report))
+    if error.errno == errno.EPERM:
+        # A container around us hides parts of /proc, for one.
+        return BoxFailed(f"{error}; pytest --sandbox-doctor tells the fix")
+    return error
 
 
 def _prepare(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> None:

@@ -47,7 +47,8 @@ def enter(doors: Doors) -> None:
             doors.unshare(namespaces.NEWUSER | namespaces.NEWNS)
         except KernelError as error:
             raise BoxFailed(
-                f"boxes of an ordinary user need user namespaces: {error}; pytest --sandbox-doctor tells the fix"
+                f"boxes without root's power over the machine need user namespaces: {error}; pytest --sandbox-doctor "
+                "tells the fix"
             ) from None
         if helper >= 0:
             os.write(go, b"g")

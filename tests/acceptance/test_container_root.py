@@ -71,6 +71,12 @@ def test_is_privileged():
 def test_starts_a_container(nsbox):
     assert nsbox.run(["sh", "-c", "id -u; exit 3"], mem="64M").stdout == "0\\n"
 
+def test_has_networks(nsbox):
+    lan = nsbox.network("lan")
+    with nsbox.start(["sleep", "60"], name="db", net=lan, publish={80: 0}) as db:
+        assert "\tdb" in nsbox.run(["cat", "/etc/hosts"], net=lan, check=True).stdout
+        assert nsbox.run(["true"], net=db).returncode == 0
+
 def test_leaves_the_kernel_alone():
     # What is there already, in case it is written after all.
     for path in ("/proc/sys/kernel/core_pattern", "/sys/kernel/mm/transparent_hugepage/enabled"):
@@ -101,5 +107,5 @@ def test_boxes_work_with_the_hosts_ids_and_the_header_says_so(
             "OOM-killed: memory limit 64.0 MiB, peak 64.0 MiB",
         ]
     )
-    result.assert_outcomes(passed=6, failed=1)
+    result.assert_outcomes(passed=7, failed=1)
     assert not Path("/etc/nsbox-made").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.mounts import Tmpfs
 from pytest_nsbox.policy.spec import Spec
@@ -120,6 +121,22 @@ def test_changes_are_told_in_a_box_in_a_box(warden: Warden) -> None:
         return changes
 
     assert run(warden, outer) == [("C", "/etc/passwd"), ("D", "/etc/shadow"), ("A", "/new")]
+
+
+def test_networks_work_in_a_box(warden: Warden) -> None:
+    def outer() -> tuple[str, int, dict[int | str, int]]:
+        with started(tmpdir="/tmp") as second:
+            boxes = NsBox(second.connect, "/")
+            lan = boxes.network("lan")
+            with boxes.start(["sleep", "60"], name="db", net=lan, publish={80: 0}) as db:
+                names = boxes.run(["cat", "/etc/hosts"], net=lan, check=True).stdout
+                beside = boxes.run(["true"], net=db)
+            boxes.close()
+        return names, beside.returncode, db.ports
+
+    names, status, ports = run(warden, outer)
+    assert "\tdb\n" in names
+    assert (status, list(ports)) == (0, [80])
 
 
 def test_what_the_inner_box_did_is_charged_to_the_outer_one(warden: Warden) -> None:

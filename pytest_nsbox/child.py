@@ -20,6 +20,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_nsbox import inherited, internals, output
+from pytest_nsbox.garbage import Garbage
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.pages import written
 from pytest_nsbox.real import os
@@ -121,6 +122,7 @@ class Child:
         self._xml_attributes = dict(internals.xml_attributes(self.item))
         self._stops = self._read_stops()
         self._measured: Measured | None = None
+        self._garbage: Garbage | None = None
         self._random_state: Any = None
         self._terminal = output.terminal_state(self.config)
         self._finishing = False
@@ -168,6 +170,7 @@ class Child:
             succession.forget_recorded_warnings()
         self._record_warnings()
         self._measured = _start_measuring()
+        self._garbage = Garbage.start(self.config)
 
     def _record_warnings(self) -> None:
         if self._records_warnings:
@@ -318,6 +321,8 @@ class Child:
             # Another Ctrl-C must not cut the last frame in two.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if self._garbage is not None and kind == "end" and (unraisable := self._garbage.collect()):
+                fields["unraisable"] = unraisable
             _flush()
             fields.update(self._left_in_the_end())
             if self.tells_pages and kind == "end":

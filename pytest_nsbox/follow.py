@@ -52,6 +52,7 @@ class Follower:
         self.shell = _make_shell(config, terminal)
         self.ran: list[pytest.Item] = []  # in boxes of their own, so far
         self.undone: Mapping[str, str] = {}  # fixtures that moved into boxes, and why (see placement.py)
+        self.unraisable: list[str] = []  # raised where nobody could catch it, when tests were over
         self._hints: Hints | None = None
         self._dying: list[int] = []  # children whose last frame came, not reaped yet
 
@@ -239,6 +240,8 @@ class Follower:
             set_random_state(frame["random"])
         if frame.get("coverage") is not None:
             self._boxes.coverage(frame["coverage"])
+        if "unraisable" in frame:
+            self.unraisable += frame["unraisable"]
         if "pages" in frame:
             self._pages.learn(frame["pages"])
 

@@ -293,10 +293,15 @@ def forget_current_test() -> None:
 def forget_unraisable(config: pytest.Config) -> None:
     """Drop what the child inherited and reports: exceptions of ``__del__`` and of threads seen before the fork."""
     for module, name in (("unraisableexception", "unraisable_exceptions"), ("threadexception", "thread_exceptions")):
-        key: Any = getattr(config.pluginmanager.get_plugin(module), name, None)
-        queue = config.stash.get(key, None) if key is not None else None
+        queue = untold(config, module, name)
         if queue is not None:
             queue.clear()
+
+
+def untold(config: pytest.Config, module: str, name: str) -> Any:
+    """The queue of that name of one of pytest's plugins; None before pytest 8.4."""
+    key: Any = getattr(config.pluginmanager.get_plugin(module), name, None)
+    return config.stash.get(key, None) if key is not None else None
 
 
 # --- warnings --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_nsbox import internals, output, reporting, timeouts
+from pytest_nsbox import garbage, internals, output, reporting, timeouts
 from pytest_nsbox.ahead import Ahead
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
@@ -95,6 +95,7 @@ class Lockstep:
         self.launcher.close()
         self._follower.reap_dying(wait=True)
         self._terminal.close()
+        garbage.tell(self.config, self._follower.unraisable)
 
     # --- the whole protocol
 

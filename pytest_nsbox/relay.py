@@ -236,7 +236,7 @@ def passed_from_data(item: pytest.Item, keywords: Mapping[str, Any], data: list[
 
 
 _OF_REPORT: Final = frozenset(["t", "report", "warnings", "raised"])
-_OF_END: Final = frozenset(["t", "warnings", "random", "coverage", "pages"])
+_OF_END: Final = frozenset(["t", "warnings", "random", "coverage", "pages", "unraisable"])
 
 
 def leaves_nothing(frame: Frame) -> bool:

@@ -276,3 +276,33 @@ def test_what_a_plugin_leaves_in_the_terminals_buffer_is_no_tests_output(runs: R
     runs.ahead = False  # as a plugin keeps them that hears of reports
     plain, boxed = runs.same(suite, "-rA")
     assert boxed.of("test_two")["sections"] == plain.of("test_two")["sections"] == [["Captured stdout call", "two\n"]]
+
+
+def test_what_raises_in_garbage_fails_the_run_where_warnings_are_errors(runs: Runs):
+    suite = {
+        "test_it.py": """
+            import gc
+
+            class Raises:
+                def __init__(self):
+                    self.itself = self
+
+                def __del__(self):
+                    raise ValueError("in a cycle")
+
+            def test_old():
+                kept = Raises()
+                gc.collect(1)
+
+            def test_young():
+                Raises()
+
+            def test_other(): pass
+        """
+    }
+    directory = runs.write(suite, "suite")
+    for boxed in (False, True):
+        run = runs.run(directory, "-W", "error", boxed=boxed)
+        run.result.assert_outcomes(passed=3)
+        assert run.result.ret == 1
+        assert run.result.stderr.str().count("ValueError: in a cycle") == 2

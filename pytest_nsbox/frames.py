@@ -117,7 +117,7 @@ def _is_longrepr(value: object) -> bool:
 
 
 def _is_report(value: Any) -> bool:
-    return _is_logged_report(value) and value["when"] in PHASES
+    return _is_logged_report(value) and value.get("when") in PHASES
 
 
 def _is_warning(value: Any) -> bool:
@@ -155,7 +155,7 @@ def _are_lines(values: Any) -> bool:
 
 _MEASURED: Final[dict[str, Check]] = {
     "lines": lambda lines: _are_lines(lines) and min(lines, default=0) >= 0,
-    "arcs": lambda arcs: isinstance(arcs, list) and all(len(arc) == 2 and _are_lines(arc) for arc in arcs),
+    "arcs": lambda arcs: isinstance(arcs, list) and all(_are_lines(arc) and len(arc) == 2 for arc in arcs),
     "tracers": lambda names: _is_list(names, _is_text),
 }
 _PAIRS_OF_TEXT: Final = _is_list_of(lambda pair: _is_list(pair, _is_text, _is_text))
@@ -176,6 +176,7 @@ _LEFT: Final[dict[str, Check]] = {
     "failed_subtests": lambda value: type(value) is int,
     "stops": lambda value: _is_list(value, _is_stop, _is_stop),
     "coverage": _is_coverage,
+    "unraisable": _is_list_of(_is_text),
 }
 _KINDS: Final[dict[str, dict[str, Check]]] = {
     "report": {"report": _is_report},

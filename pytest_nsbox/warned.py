@@ -47,12 +47,12 @@ def _plain_args(message: object) -> list[object] | None:
 def warning_from_data(data: Frame) -> warnings.WarningMessage:
     """The warning again."""
     category = named_class(data["module"], data["class"], UserWarning, Warning)
-    text, args = data["text"], data["args"]
+    text, args = data["text"], data.get("args")
     message = _message(category, (text,) if args is None else tuple(args), text) or _message(category, (text,), text)
     if message is None:
         # Its text is made of attributes that we do not know, or its class cannot be made an object of like this.
         message = _message(_told(category), (text,), text) or UserWarning(text)
-    line, source = data["line"], data.get("source")
+    line, source = data.get("line"), data.get("source")
     if source:
         # pytest would look for the place where the object of this process was allocated.
         line = (

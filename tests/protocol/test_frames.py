@@ -66,6 +66,7 @@ FRAMES: list[dict[str, Any]] = [
         "xml_attributes": {"a": "b"},
         "random": [3, [1], None],
         "pages": [1],
+        "unraisable": ["Exception ignored in"],
         "terminal": ["a", None],
     },
     {"t": "interrupt", "place": ["a.py", 1, "test"]},
@@ -116,10 +117,15 @@ def test_what_tests_send_passes(config: pytest.Config, frame: dict[str, Any]):
     use(config, json.loads(json.dumps(frame)))
 
 
-@given(place=st.sampled_from(PLACES), value=JSON, gone=st.booleans())
-def test_frames_with_anything_anywhere_are_used_or_refused(
-    config: pytest.Config, place: tuple[int, tuple[Any, ...]], value: Any, gone: bool
-):
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1 << 70, 1.5, float("nan"), float("inf"), "", "x", "\0", "\ud800"),
+    *([], [None], [1, 2], ["a"], [[]], [[1]], [[1, 2, 3]], [["a", "b"]], [["a", 1, "b"]], [[None, None]], [{}]),
+    *({}, {"a": 1}, {"": None}, {"a": {"lines": {"f": [None]}}}),
+]
+
+
+def changed(place: tuple[int, tuple[Any, ...]], value: Any, *, gone: bool) -> dict[str, Any]:
+    """A frame with something else in one place, or nothing; as it comes out of the channel."""
     number, (*path, last) = place
     frame = copy.deepcopy(FRAMES[number])
     inner: Any = frame
@@ -129,7 +135,11 @@ def test_frames_with_anything_anywhere_are_used_or_refused(
         del inner[last]
     else:
         inner[last] = value
-    frame = json.loads(json.dumps(frame))
+    taken: dict[str, Any] = json.loads(json.dumps(frame))
+    return taken
+
+
+def use_or_refuse(config: pytest.Config, frame: dict[str, Any]) -> None:
     if not isinstance(frame.get("t"), str):
         return  # the channel refuses it
     try:
@@ -137,6 +147,24 @@ def test_frames_with_anything_anywhere_are_used_or_refused(
         use(config, frame)
     except ChannelClosedError as error:
         assert str(error).startswith(("the test wrote a frame ", "the test wrote a report that cannot be read"))
+
+
+def test_frames_that_lack_a_part_are_used_or_refused(config: pytest.Config):
+    for place in PLACES:
+        use_or_refuse(config, changed(place, None, gone=True))
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_frames_with_an_odd_part_are_used_or_refused(config: pytest.Config, value: Any):
+    for place in PLACES:
+        use_or_refuse(config, changed(place, value, gone=False))
+
+
+@given(place=st.sampled_from(PLACES), value=JSON)
+def test_frames_with_anything_anywhere_are_used_or_refused(
+    config: pytest.Config, place: tuple[int, tuple[Any, ...]], value: Any
+):
+    use_or_refuse(config, changed(place, value, gone=False))
 
 
 def test_data_that_is_nested_too_deeply_is_refused(config: pytest.Config):

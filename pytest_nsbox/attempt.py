@@ -40,6 +40,7 @@ class Attempt:
         self.adopted = False  # it runs already, and its protocol in pytest's process begins only now
         self.random_state: Any = None  # of `random` at the fork
         self.stopped = 0.0
+        self.reported = 0.0  # seconds, of the phases whose reports have come
         self.keywords: Frame = {}  # of the item at the fork, as reports spell them
         self.reports: dict[str, pytest.TestReport] = {}
         self.last_report: pytest.TestReport | None = None

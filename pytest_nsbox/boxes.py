@@ -189,14 +189,23 @@ class Boxes:
         attempt.signal(STACKS_SIGNAL)
         return self._stacks.read_when_written(STACKS_PATIENCE)
 
-    def blame_oom(self, attempt: Attempt, report: pytest.TestReport) -> None:
-        """End the message of a test that failed after an OOM kill (of its subprocess) with that fact."""
-        if attempt.spec.mem is None or attempt.box is None:
+    def blame_limits(self, attempt: Attempt, report: pytest.TestReport) -> None:
+        """End the message of a test that failed with the limits that it met: an OOM kill of its subprocess, a process
+        that it could not start.
+        """
+        spec = attempt.spec
+        if (spec.mem is None and spec.pids is None) or attempt.box is None:
             return
-        used = usage.since(attempt.before, usage.parse(attempt.box.counters()))
-        if used.get("oom_kills"):
-            reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
+        counters = attempt.box.counters()
+        used = usage.since(attempt.before, usage.parse(counters))
+        met = []
+        if spec.mem is not None and used.get("oom_kills"):
+            met.append(outcome.oom_line(spec, used))
             attempt.oom_told = True
+        if spec.pids is not None and usage.hits(counters).get("pids", 0) > attempt.hits_before:
+            met.append(outcome.pids_hint(spec.pids))
+        if met:
+            reporting.note_limit(report, "\n".join(met))
 
     def died(self, attempt: Attempt, returncode: int) -> SandboxError:
         """The exception that tells how the test's process ended before the test did."""
@@ -244,7 +253,7 @@ class Boxes:
         if told:
             report.sections.append(("sandbox artifacts", "\n".join(told)))
         if used.get("oom_kills") and not (attempt.died or attempt.oom_told):
-            reporting.note_survived_oom(report, outcome.oom_line(attempt.spec, used))
+            reporting.note_limit(report, outcome.oom_line(attempt.spec, used))
 
     def begin_release(self, attempt: Attempt) -> None:
         """Let the warden take the box back; what it used is asked for later."""

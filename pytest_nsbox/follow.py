@@ -137,9 +137,10 @@ class Follower:
             assert report.when is not None
             if report.failed:
                 attempt.failed = True
-                self._boxes.blame_oom(attempt, report)
+                self._boxes.blame_limits(attempt, report)
                 self._hint(attempt, report)
             attempt.reports[report.when] = attempt.last_report = report
+            attempt.reported += report.duration
             attempt.sections = list(report.sections)
             attempt.raised = frame.get("raised")
             if (self.output_in_step or attempt.grouped) and report.when == "teardown":

@@ -351,6 +351,11 @@ class Lockstep:
         self._prepare_late_hooks(attempt)
         if childs is None and call.excinfo is not None:
             internals.set_report_sections(attempt.item, self._last_sections(attempt))
+        if childs is None and attempt.died:
+            # Forked ahead, it was in this phase already when that began here.
+            seconds = attempt.stopped - attempt.started - attempt.reported
+            if seconds > call.duration:
+                call.start, call.duration = call.stop - seconds, seconds
         report: pytest.TestReport = internals.call_own(self.config, caller, kwargs, firstresult=True)
         if call.excinfo is not None and isinstance(call.excinfo.value, SandboxError) and report.failed:
             report.longrepr = reporting.ending_repr(call.excinfo, {})

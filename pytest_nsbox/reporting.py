@@ -13,7 +13,7 @@ import pytest
 from pytest_nsbox.policy.record import keyword_record
 from pytest_nsbox.results import Results, attach, host_facts, write_json
 
-__all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_survived_oom", "place_of", "placed"]
+__all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_limit", "place_of", "placed"]
 
 # --- header ---------------------------------------------------------------------------------------------------------
 
@@ -124,8 +124,8 @@ def first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def note_survived_oom(report: pytest.TestReport, text: str) -> None:
-    """Tell of an OOM kill that the test outlived: a section, and the last line of the message if the test failed."""
+def note_limit(report: pytest.TestReport, text: str) -> None:
+    """Tell of a limit that the test met and outlived: a section, and the end of the message if the test failed."""
     report.sections.append(("sandbox", text))
     if not report.failed:
         return

@@ -452,7 +452,7 @@ def test_an_oom_kill_that_a_failed_test_outlived_ends_its_message(pytester, monk
         hook = item.config.hook
         data = hook.pytest_report_to_serializable(config=item.config, report=report)
         report = hook.pytest_report_from_serializable(config=item.config, data=json.loads(json.dumps(data)))
-    reporting.note_survived_oom(report, OOM_LINE)
+    reporting.note_limit(report, OOM_LINE)
     assert f"E   {OOM_LINE}" in report.longreprtext
     longrepr: Any = report.longrepr
     assert longrepr.reprcrash.message.endswith(f"\n{OOM_LINE}")
@@ -463,7 +463,7 @@ def test_an_oom_kill_that_a_passed_test_outlived_is_a_section_only(pytester, mon
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     item = pytester.getitem("def test_x(): pass", "test_x")
     report = pytest.TestReport.from_item_and_call(item, pytest.CallInfo.from_call(item.runtest, when="call"))
-    reporting.note_survived_oom(report, OOM_LINE)
+    reporting.note_limit(report, OOM_LINE)
     assert report.passed
     assert report.longrepr is None
     assert report.sections == [("sandbox", OOM_LINE)]
@@ -471,7 +471,7 @@ def test_an_oom_kill_that_a_passed_test_outlived_is_a_section_only(pytester, mon
 
 def test_an_oom_kill_ends_a_message_that_is_plain_text():
     report = pytest.TestReport("a", ("a", 0, "a"), {}, "failed", "contains 1 failed subtest", "call")
-    reporting.note_survived_oom(report, OOM_LINE)
+    reporting.note_limit(report, OOM_LINE)
     assert report.longrepr == f"contains 1 failed subtest\n{OOM_LINE}"
 
 

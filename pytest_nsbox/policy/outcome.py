@@ -71,6 +71,11 @@ def oom_hint(spec: Spec) -> str:
     return f"raise mem=, e.g. mem={write_size(_roomier(spec.mem))!r} {COPIED}"
 
 
+def pids_hint(limit: int) -> str:
+    """What to do where a process or thread could not be started for `limit`."""
+    return f"raise pids=, e.g. pids={limit * 2}: the limit of {limit} processes and threads was met"
+
+
 def signal_name(number: int) -> str:
     """``SIGSEGV`` for 11; ``SIGRTMIN+1`` for 35."""
     if number in SIGNALS:
@@ -99,7 +104,7 @@ def _hints(ending: Ending, spec: Spec, usage: Mapping[str, float], cause: str) -
         hints.append(f"raise timeout=, e.g. timeout='{spec.timeout * 2:g}s'")
     hints += _ulimit_hints(ending, spec)
     if ending.pids_hit and spec.pids is not None:
-        hints.append(f"raise pids=, e.g. pids={spec.pids * 2}: the limit of {spec.pids} processes and threads was met")
+        hints.append(pids_hint(spec.pids))
     if ending.oom_kills:
         # Last, so that the text ends with the remark on copied objects.
         if cause != "mem":

@@ -72,6 +72,15 @@ def test_an_oom_kill_that_the_test_survives_leaves_its_outcome_alone(endings: Re
     assert failed["crash"][2].splitlines()[-1] == line
 
 
+def test_a_failure_at_the_limit_of_processes_names_the_key_to_raise(endings: Recorded):
+    line = "raise pids=, e.g. pids=2: the limit of 1 processes and threads was met"
+    failed = endings.of("test_fails_by_the_limit_of_processes")
+    assert "BlockingIOError" in failed["longrepr"]
+    assert failed["longrepr"].splitlines().count(f"E   {line}") == 1
+    assert failed["crash"][2].splitlines()[-1] == line
+    assert endings.of("test_outlives_the_limit_of_processes")["outcome"] == "passed"
+
+
 def test_a_timeout_shows_the_stacks_of_all_threads(endings: Recorded):
     lines = died(endings, "test_timeout")
     assert lines[0] == "timed out after 1.0 s (sandbox timeout)"

@@ -55,10 +55,22 @@ def test_fails_by_the_oom_of_a_child():
     subprocess.run([sys.executable, "-c", EAT], check=True)
 
 
+@pytest.mark.sandbox(pids=1)
+def test_fails_by_the_limit_of_processes():
+    subprocess.run(["true"], check=True)
+
+
+@pytest.mark.sandbox(pids=1)
+def test_outlives_the_limit_of_processes():
+    with pytest.raises(BlockingIOError):
+        subprocess.run(["true"], check=True)
+
+
 def blocks_in_a_function():
     time.sleep(60)
 
 
+# The one before passes: this one is forked ahead.
 @pytest.mark.sandbox(timeout=1)
 def test_timeout():
     print("before sleeping")

@@ -35,7 +35,7 @@ VM_LACKS = {
 }
 
 # What user-mode Linux has in tests/vm, and a machine need not have.
-VM_ALONE_HAS = frozenset({"device mapper", "swap"})
+VM_ALONE_HAS = frozenset({"device mapper", "swap", "clock of its own"})
 
 Probe = Callable[[], "str | None"]  # None: it is there; else why not
 
@@ -240,6 +240,7 @@ PROBES: dict[str, Probe] = {
     "debian archive": _debian_archive,
     "busybox root": _busybox_root,
     "device mapper": _device_mapper,
+    "clock of its own": lambda: None if os.environ.get("NSBOX_VM") else "the clock is the whole machine's",
     "swap": lambda: None if os.environ.get("NSBOX_VM") == "uml" else "space is added in the virtual machine alone",
     "vm kernel": _vm_kernel,
     "vm systemd": _vm_systemd,

@@ -41,6 +41,16 @@ def test_with_processes(number, outer):
     open("/etc/made", "w").close()
     time.sleep(0.02)
 """
+PAUSED = """
+import time
+
+def test_paused(nsbox):
+    paused = nsbox.start(["sh", "-c", "while :; do /bin/true; done"])
+    nsbox.start(["sleep", "1000"])
+    paused.pause()
+    open("SHARED/ready", "w").close()
+    time.sleep(1000)
+"""
 PATIENCE = 5.0  # seconds until no process and no mount is there
 WHOLE_RUN = 120.0  # seconds, on a loaded machine
 
@@ -147,6 +157,35 @@ def strike(directory: Path, chance: random.Random, victim: str, leftovers: Lefto
     if victim in ("init", "test", "worker"):
         assert not left, (victim, left, output)
     return struck
+
+
+@pytest.mark.parametrize("victim", ["pytest", "warden", "every init"])
+def test_a_paused_box_stays_no_longer_than_others(tmp_path: Path, leftovers: Leftovers, victim: str):
+    """On cgroup v1 a frozen process does not die before somebody thaws it."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\nsandbox_shared_paths = {shared}\n")
+    (tmp_path / "test_inner.py").write_text(PAUSED.replace("SHARED", str(shared)))
+    before = leftovers.snapshot()
+    run = Run(tmp_path)
+    deadline = time.monotonic() + WHOLE_RUN
+    while not (shared / "ready").exists() and run.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (shared / "ready").exists(), run.output.read_text()
+    for pid in inits(run.process.pid) if victim == "every init" else VICTIMS[victim](run.process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    status, output = run.end()
+    assert status == (-signal.SIGKILL if victim == "pytest" else 1), output
+    assert "INTERNALERROR" not in output, output
+    left = leftovers.new_since(before, grace=PATIENCE)
+    alive = {key: text for key, text in left.items() if key.startswith(("process", "mount"))}
+    assert not alive, alive
+    # Groups and directories that nobody could take along are for the next start to remove.
+    (tmp_path / "test_inner.py").write_text("def test_next(): pass")
+    status, output = Run(tmp_path).end()
+    assert status == 0, output
+    assert not leftovers.new_since(before)
 
 
 def length_of_a_run(directory: Path) -> float:

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from pytest_nsbox.kernel.cgroup_v1 import Hierarchy
 
 _LIMITING = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids", "blkio"})
-
-
 _UNIFIED = frozenset({"cpu", "cpuset", "io", "memory", "pids"})
+# What the first process of a box is called.
+_INIT = "nsbox-init\n"
+# What gives a box groups of these on v1.
+_KEYS = {"cpu": "cpu", "cpuset": "cpuset", "blkio": "io", "hugetlb": "hugetlb"}
 
 
 def delegating_command(hierarchies: Iterable[Hierarchy], uid: int) -> str:
@@ -43,6 +45,22 @@ def delegating_command_v2(point: str, controllers: Iterable[str], uid: int) -> s
     )
 
 
+def fix_readonly(name: str) -> str:
+    """Return what makes the hierarchy of the controller `name` writable, which is mounted read-only."""
+    return _fix_inside(name) or "mount it read-write: mount -o remount,rw, or docker run --privileged"
+
+
+def _fix_inside(name: str) -> str:
+    """Return what helps in a box, whose own mounts of v1 would show it no group that it may write to; "" elsewhere."""
+    try:
+        with open("/proc/1/comm", encoding="ascii", errors="replace") as file:
+            inside = file.read() == _INIT
+    except OSError:
+        inside = False
+    key = _KEYS.get(name)
+    return f"inside of a box it takes such a limit of that box itself ({key}= in its marker)" if inside and key else ""
+
+
 def why_absent(name: str, *, unified: bool) -> str:
     """Return why no group has the controller `name`, and the fix. unified: boxes use cgroup v2."""
     rows: dict[str, list[str]] = {}
@@ -71,8 +89,6 @@ def why_absent_in(row: list[str] | None, name: str, *, unified: bool) -> str:
         )
     if row is not None:
         point = f"/sys/fs/cgroup/{name}"
-        return (
-            f"boxes use cgroup v1 here, and no mounted hierarchy has it; "
-            f"mkdir -p {point} && mount -t cgroup -o {name} cgroup {point}"
-        )
+        fix = _fix_inside(name) or f"mkdir -p {point} && mount -t cgroup -o {name} cgroup {point}"
+        return f"boxes use cgroup v1 here, and no mounted hierarchy has it; {fix}"
     return "the kernel is built without it"

@@ -192,8 +192,11 @@ class SessionV1(Session):
             self._hierarchies.remove(hierarchy)
             self.controllers -= hierarchy.controllers
             if error.errno == errno.EROFS:
-                advice = "mount it read-write: mount -o remount,rw, or docker run --privileged"
-            elif os.geteuid() == 0:
+                from pytest_nsbox.kernel.cgroup_delegation import fix_readonly
+
+                self.problems.update({name: f"{error}; {fix_readonly(name)}" for name in hierarchy.controllers})
+                return
+            if os.geteuid() == 0:
                 advice = "name a group that may be written to: --sandbox-cgroup-parent"
             else:
                 from pytest_nsbox.kernel.cgroup_delegation import delegating_command

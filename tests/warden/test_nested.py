@@ -123,6 +123,31 @@ def test_changes_are_told_in_a_box_in_a_box(warden: Warden) -> None:
     assert run(warden, outer) == [("C", "/etc/passwd"), ("D", "/etc/shadow"), ("A", "/new")]
 
 
+def test_what_only_the_outer_box_can_give_is_told(warden: Warden) -> None:
+    if cgroup_version() != 1:
+        pytest.skip("a box on v2 passes all controllers on")
+
+    def inner() -> str:
+        return Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
+
+    def outer() -> list[str]:
+        told = []
+        with started(tmpdir="/tmp") as second:
+            for limit in ({"cpu": 0.5}, {"cpuset": (0,)}):
+                try:
+                    told.append(run(second, inner, **limit))
+                except BoxFailed as error:
+                    told.append(str(error))
+        return told
+
+    advice = "inside of a box it takes such a limit of that box itself ({}= in its marker)"
+    neither = run(warden, outer)
+    assert [text.rpartition("; ")[2] for text in neither] == [advice.format("cpu"), advice.format("cpuset")]
+    first, second = run(warden, outer, cpu=1.0)
+    assert first == "50000\n"
+    assert second.endswith("/cpuset/nsbox: Read-only file system; " + advice.format("cpuset"))
+
+
 def test_networks_work_in_a_box(warden: Warden) -> None:
     def outer() -> tuple[str, int, dict[int | str, int]]:
         with started(tmpdir="/tmp") as second:

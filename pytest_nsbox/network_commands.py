@@ -25,6 +25,11 @@ def add_to(commands: Any) -> None:
     making = own.add_parser("create", help="make a network; `run --net NAME` takes it")
     making.add_argument("name", metavar="NAME")
     making.add_argument("--subnet", action="append", metavar="CIDR", help="default: what nobody uses")
+    # Docker's flag takes its value in the same word only.
+    making.add_argument(
+        "--internal=false", action="store_false", dest="internal", help="with a way out, to what the host reaches"
+    )
+    making.add_argument("--internal", "--internal=true", action="store_true", default=True, help="the default")
     making.add_argument("--rate", metavar="RATE", help="how much reaches each box at most, such as 10mbit")
     making.add_argument("--delay", metavar="TIME", help="of what goes to a box, such as 50ms")
     making.add_argument("--loss", metavar="SHARE", help="how much gets lost, such as 5%%")
@@ -43,7 +48,9 @@ def _create(options: argparse.Namespace) -> int:
     boxes = NsBox(line.connect, os.getcwd())
     shape = {"rate": options.rate, "delay": options.delay, "loss": options.loss}
     with closing(line), closing(boxes.engine):
-        _, made = network.make(boxes, options.name, subnet=options.subnet, detached=True, **shape)
+        _, made = network.make(
+            boxes, options.name, subnet=options.subnet, internal=options.internal, detached=True, **shape
+        )
     if not made:
         raise BoxFailed(f"there is a network {options.name!r} already")
     print(options.name)

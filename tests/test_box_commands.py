@@ -237,6 +237,10 @@ def test_networks(nsbox: NsBox):
     nsbox("rm", "-f", "one")
     assert nsbox("network", "ls", "-q") == "mesh\n"
     assert nsbox("network", "rm", "mesh") == "mesh\n"
+    for flag, internal in (("--internal", True), ("--internal=true", True), ("--internal=false", False)):
+        nsbox("network", "create", flag, "wan")
+        assert json.loads(nsbox("network", "inspect", "wan"))[0]["Internal"] is internal
+        nsbox("network", "rm", "wan")
 
 
 def test_a_published_port(nsbox: NsBox):

@@ -55,6 +55,7 @@ def test_the_seccomp_profile_of_docker() -> None:
 
 
 def test_a_container_that_hides_parts_of_proc(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     hide = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /proc/keys; exec "$@"', "sh")
     drop = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
     told = entry(doctor(*hide, *drop, container="docker"), "fresh /proc")
@@ -62,7 +63,6 @@ def test_a_container_that_hides_parts_of_proc(pytester: pytest.Pytester, monkeyp
     assert "fix: docker run --security-opt systempaths=unconfined …, or --privileged" in told
 
     pytester.makepyfile("def test_one(): ...")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox-all", "--tb=short")
     result = pytester.run(*hide, *drop, *pytest_)
     result.assert_outcomes(errors=1)

@@ -230,7 +230,7 @@ class Session:
         Raises BoxFailed if there is none.
         """
         if not node.views:
-            self.require("freezer")
+            raise BoxFailed(f"it has no control group: {self.problems.get('', 'no cgroup file system is mounted')}")
         return Group(node.views[0][1], self.files)
 
     def require(self, controller: str) -> None:

@@ -162,7 +162,7 @@ def pause(containers: Containers, order: Order) -> object:
             container.freezer = Freezer(node, session.cgroups.freezer(node), session.cgroups.version)
         freezer = container.freezer
         freezer.freeze()
-    except KernelError as error:
+    except (BoxFailed, KernelError) as error:
         raise BoxFailed(f"pause: the box's processes cannot be frozen: {error}") from None
     deadline = time.monotonic() + PATIENCE
 

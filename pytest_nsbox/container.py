@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pytest_nsbox.fixtures import Change
 from pytest_nsbox.leavings import Input, Result, decoded, raise_unless_zero, result, told_apart, usage
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.image import DEFAULT_PATH, ImageConfig
 from pytest_nsbox.policy.record import record
 from pytest_nsbox.real import os

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_nsbox.fixtures import Change
 from pytest_nsbox.policy import usage as usages
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.outcome import signal_name
 from pytest_nsbox.policy.record import record
 from pytest_nsbox.real import os

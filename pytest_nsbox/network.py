@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_nsbox.policy import networks
 from pytest_nsbox.policy.errors import BadValueError, SpecError, SpecProblems
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 
 if TYPE_CHECKING:
     from collections.abc import Callable

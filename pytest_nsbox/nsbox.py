@@ -12,6 +12,7 @@ from pytest_nsbox import child, placement
 from pytest_nsbox.container import STOP_PATIENCE, Box, Origin, arguments, environment
 from pytest_nsbox.leavings import Input, Result, raise_unless_zero, result, told_apart
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.networks import is_word
 from pytest_nsbox.policy.spec import Layer, Spec
 from pytest_nsbox.real import os

@@ -18,6 +18,7 @@ import pytest
 
 from pytest_nsbox.internals import marked_text
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 
 if TYPE_CHECKING:
     from _socket import socket

@@ -163,3 +163,10 @@ ERRNO_TEXTS = {
     117: "Structure needs cleaning",
     122: "Disk quota exceeded",
 }
+
+
+def are_shown_at_the_caller(excinfo: object) -> bool:
+    """As ``__tracebackhide__`` of a module: pytest shows the line of the test that asked for something, and not
+    where in the module the answer was no. ``--full-trace`` shows that too.
+    """
+    return isinstance(getattr(excinfo, "value", None), (SandboxError, SpecError, SpecProblems, BadValueError))

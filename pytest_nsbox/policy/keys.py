@@ -9,6 +9,7 @@ from pytest_nsbox.policy import units
 from pytest_nsbox.policy.confinement import ACCEPTED as CAPS
 from pytest_nsbox.policy.confinement import parse_caps
 from pytest_nsbox.policy.errors import BadValueError, SpecError, SpecProblems
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.limits import LIMITS
 from pytest_nsbox.policy.mounts import TMPFS, VOLUMES, Volume, as_text, check_target, parse_tmpfs, parse_volumes, tidy
 from pytest_nsbox.policy.networks import is_name as is_network_name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_nsbox.policy.errors import BadValueError, SpecError
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.mounts import Tmpfs, Volume, parse_tmpfs, parse_volume
 from pytest_nsbox.policy.record import fields, keyword_record, record, replace
 from pytest_nsbox.policy.units import format_cpu, format_cpuset, parse_cpu, write_size

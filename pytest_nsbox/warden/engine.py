@@ -7,6 +7,7 @@ import threading
 import time
 
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.real import os
 from pytest_nsbox.warden.output import split
 from pytest_nsbox.warden.wire import BrokenWireError, Wire

@@ -9,6 +9,7 @@ from pytest_nsbox.images import interpreter
 from pytest_nsbox.images.shelf import check_name
 from pytest_nsbox.images.store import Store
 from pytest_nsbox.policy.errors import BoxFailed, ImageError
+from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.image import Image, read_config
 
 TYPE_CHECKING = False

@@ -88,6 +88,40 @@ def test_a_failed_test_shows_the_logs_of_what_it_left(pytester: pytest.Pytester,
     assert not Path(f"/proc/{pid}").exists()
 
 
+MISTAKES = """
+    def test_key(nsbox):
+        nsbox.run(["true"], memory="1G")
+
+    def test_directory(nsbox):
+        nsbox.run(["true"], workdir="/nowhere")
+
+    def test_status(nsbox):
+        nsbox.run(["false"], check=True)
+
+    def test_image(nsbox):
+        nsbox.start(["true"], rootfs="nowhere")
+
+    def test_exited(nsbox):
+        box = nsbox.start(["true"])
+        box.wait()
+        box.exec(["true"])
+
+    def test_network(nsbox):
+        nsbox.network("lan", subnet="everywhere")
+"""
+
+
+def test_a_mistake_is_shown_where_it_was_made(pytester: pytest.Pytester):
+    pytester.makepyfile(MISTAKES)
+    result = pytester.runpytest_subprocess("--sandbox-all")
+    result.assert_outcomes(failed=6)
+    text = result.stdout.str()
+    assert "pytest_nsbox/" not in text
+    assert "no image 'nowhere'" in text
+    whole = pytester.runpytest_subprocess("--full-trace", "-k", "image")
+    assert "pytest_nsbox/" in whole.stdout.str()
+
+
 def test_a_test_that_dies_takes_its_containers_along(pytester: pytest.Pytester):
     pytester.makepyfile(
         """

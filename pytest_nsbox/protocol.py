@@ -225,6 +225,7 @@ class Lockstep:
                 ordinary()
             error.__traceback__ = traceback
             raise
+        timeouts.rest(item)
         try:
             attempt.box = self._boxes.acquire(attempt.spec)
         except SandboxError:

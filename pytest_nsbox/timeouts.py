@@ -1,6 +1,6 @@
 """pytest-timeout's limits in lockstep: its own timer in the child, and one around the box in case that cannot fire.
 
-Timers do not survive a fork. Until the fork the one that pytest-timeout set guards the outer fixtures; then the child
+Timers do not survive a fork. Until then the one that pytest-timeout set guards the outer fixtures; then the child
 sets it anew, so a test fails of it as without a box, with its own stack. A test that its timer cannot stop (it blocks
 signals, or sits in C code) is killed from outside, `GRACE` later.
 """
@@ -39,6 +39,14 @@ class Timeouts:
         if _SETTINGS in item.stash:
             del item.stash[_SETTINGS]
         return (yield)
+
+
+def rest(item: pytest.Item) -> None:
+    """In pytest's process, before a box is asked for: the time that this takes is not the test's."""
+    settings = item.stash.get(_SETTINGS, None)
+    if settings is not None:
+        item.config.hook.pytest_timeout_cancel_timer(item=item)
+        item.stash[_SETTINGS] = settings  # as if it ran
 
 
 def leave_to_child(item: pytest.Item) -> Backstop | None:

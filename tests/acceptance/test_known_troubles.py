@@ -306,3 +306,37 @@ def test_what_raises_in_garbage_fails_the_run_where_warnings_are_errors(runs: Ru
         run.result.assert_outcomes(passed=3)
         assert run.result.ret == 1
         assert run.result.stderr.str().count("ValueError: in a cycle") == 2
+
+
+def test_the_time_that_a_box_takes_does_not_count_for_pytest_timeout(runs: Runs):
+    suite = {
+        "conftest.py": """
+            import signal
+            import pytest
+            from pytest_nsbox.boxes import Boxes
+
+            def running():
+                return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+            def watched(self, spec, acquire=Boxes.acquire):
+                assert not running()
+                return acquire(self, spec)
+
+            Boxes.acquire = watched
+
+            @pytest.fixture(scope="module")
+            def outer():
+                assert running()
+        """,
+        "test_it.py": """
+            import pytest
+            from conftest import running
+
+            @pytest.mark.timeout(60)
+            def test_one(outer): assert running()
+
+            def test_other(): assert not running()
+        """,
+    }
+    run = runs.run(runs.write(suite, "suite"), "-p", "timeout")
+    run.result.assert_outcomes(passed=2)

@@ -152,7 +152,7 @@ DEATHS: dict[str, str | Path] = {
             shared.append(2)
         @pytest.mark.xfail(raises=SandboxCrash, strict=True)
         def test_crashes_as_expected(shared): os.kill(os.getpid(), signal.SIGSEGV)
-        @pytest.mark.sandbox(timeout=0.5)
+        @pytest.mark.sandbox(timeout=2)
         def test_takes_too_long(shared): time.sleep(60)
         def test_out_of_memory(): bytearray(300 << 20)
         def test_dies_in_teardown(dies_late): pass
@@ -171,7 +171,7 @@ def test_a_death_is_one_tests_and_the_rest_of_the_group_gets_a_new_box(runs: Run
     died = boxed.of("test_dies")
     assert died["longrepr"].startswith("exited with status 3 before the test ended")
     assert ["Captured stdout call", "printed before the death\n"] in died["sections"]
-    assert boxed.of("test_takes_too_long")["longrepr"].startswith("timed out after 0.5 s (sandbox timeout)")
+    assert boxed.of("test_takes_too_long")["longrepr"].startswith("timed out after 2.0 s (sandbox timeout)")
     assert boxed.of("test_out_of_memory")["longrepr"].startswith("OOM-killed: memory limit 128.0 MiB")
     assert boxed.of("test_dies_in_teardown", "teardown")["longrepr"].startswith("exited with status 7")
     copied = [path.name for path in (boxed.path / "sandbox-artifacts").rglob("*") if path.is_file()]
@@ -211,7 +211,7 @@ def test_usage_is_each_tests_own(runs: Runs):
     assert used["burns"]["sandbox.cpu_s"] >= 0.3
     assert used["rests"]["sandbox.cpu_s"] < 0.15
     assert used["rests"]["sandbox.wall_s"] >= 0.3
-    assert used["does_not"]["sandbox.wall_s"] < 0.6  # what two before it took together
+    assert used["does_not"]["sandbox.wall_s"] < used["burns"]["sandbox.wall_s"] + used["rests"]["sandbox.wall_s"]
     assert used["allocates"]["sandbox.memory_peak_bytes"] > 64 << 20
     if os.path.isdir("/sys/fs/cgroup/memory"):  # v1 lets a peak begin anew
         assert used["does_not"]["sandbox.memory_peak_bytes"] < 32 << 20

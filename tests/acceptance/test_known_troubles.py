@@ -182,7 +182,7 @@ def test_locks_that_another_thread_holds_at_the_fork_are_bounded_by_the_timeout(
             def test_logs(number):
                 logging.getLogger("test").warning("of the test")
 
-            @pytest.mark.sandbox(timeout=0.5)
+            @pytest.mark.sandbox(timeout=2)
             def test_waits_for_a_thread_that_is_not_in_its_box():
                 with LOCK:
                     raise AssertionError("the lock was free")

@@ -65,7 +65,7 @@ def test_endings_of_tests_that_were_forked_ahead(runs: Runs):
 
                     @pytest.mark.parametrize("number", range(3))
                     def test_row(number): pass
-                    @pytest.mark.sandbox(timeout=0.5)
+                    @pytest.mark.sandbox(timeout=2)
                     def test_takes_long(): time.sleep(60)
                     @pytest.mark.parametrize("number", range(3))
                     def test_second_row(number): pass
@@ -84,7 +84,7 @@ def test_endings_of_tests_that_were_forked_ahead(runs: Runs):
             "boxed",
         )
     )
-    assert "timed out after 0.5 s (sandbox timeout)" in run.of("test_takes_long")["longrepr"]
+    assert "timed out after 2.0 s (sandbox timeout)" in run.of("test_takes_long")["longrepr"]
     assert "killed by SIGKILL" in run.of("test_is_killed")["longrepr"]
     assert "exited with status 0" in run.of("test_dies_in_setup", "setup")["longrepr"]
     assert run.of("test_closes_everything")["outcome"] == "failed"

@@ -206,8 +206,11 @@ def with_tag(name: str) -> str:
 
 
 def _config_of(document: dict[str, Any]) -> ImageConfig:
+    given = document.get("config") or {}
+    if not isinstance(given, dict):
+        raise ImageError(f"the image's config has config {given!r}: a table is expected")
     try:
-        return read_config(document.get("config") or {})
+        return read_config(given)
     except BoxFailed as error:
         raise ImageError(str(error)) from None
 

@@ -83,6 +83,17 @@ class ImageConfig:
         return {name: value for name, value in spelled.items() if value}
 
 
+def _can_be_said(value: object) -> bool:
+    """Whether it is a text that a program can be given."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_config(given: Mapping[str, Any]) -> ImageConfig:
     """Return the `config` object of an image's JSON. Raises BoxFailed for values of the wrong kind."""
 
@@ -90,15 +101,15 @@ def read_config(given: Mapping[str, Any]) -> ImageConfig:
         value = given.get(name)
         if isinstance(value, str) and name != "Env":  # old builders wrote a shell line so
             value = ["/bin/sh", "-c", value]
-        if not isinstance(value or [], list) or not all(isinstance(part, str) for part in value or []):
+        if not isinstance(value or [], list) or not all(map(_can_be_said, value or [])):
             raise BoxFailed(f"the image's config has {name} {value!r}: a list of texts is expected")
         return tuple(value or [])
 
     def text(name: str) -> str:
         value = given.get(name) or ""
-        if not isinstance(value, str) or "\0" in value:
+        if not _can_be_said(value):
             raise BoxFailed(f"the image's config has {name} {value!r}: a text is expected")
-        return value
+        return str(value)
 
     def table(name: str) -> dict[str, Any]:
         value = given.get(name) or {}

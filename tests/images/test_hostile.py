@@ -232,7 +232,10 @@ def test_a_saved_image_reads_its_own_files_only(store, tmp_path, path):
     [
         ({"Env": "PATH=/bin"}, "Env 'PATH=/bin': a list of texts is expected"),
         ({"Env": [5]}, "Env [5]: a list of texts is expected"),
-        ({"Env": ["novalue\0"]}, "NAME=VALUE is expected"),
+        ({"Env": ["novalue\0"]}, "a list of texts is expected"),
+        ({"Env": ["=value"]}, "NAME=VALUE is expected"),
+        ({"Cmd": ["a\0b"]}, "a list of texts is expected"),
+        ({"Entrypoint": ["\ud800"]}, "a list of texts is expected"),
         ({"WorkingDir": "relative"}, "an absolute path is expected"),
         ({"User": ["root"]}, "a text is expected"),
         ({"Volumes": ["/x"]}, "a table is expected"),
@@ -241,6 +244,15 @@ def test_a_saved_image_reads_its_own_files_only(store, tmp_path, path):
 def test_a_config_of_the_wrong_kinds_is_refused(store, tmp_path, config, told):
     layout = a.oci_layout(tmp_path / "l", [tar([entry("f")])], **config)
     assert told in layout_refusal(store, layout)
+
+
+def test_a_config_that_is_no_table_is_refused(store, tmp_path):
+    layer = tar([entry("f", b"x")])
+    settings = json.dumps({**json.loads(a.config([layer])), "config": 5}).encode()
+    manifest = [{"Config": "c.json", "RepoTags": [], "Layers": ["l.tar"]}]
+    members = [entry("manifest.json", json.dumps(manifest).encode()), entry("c.json", settings), entry("l.tar", layer)]
+    (tmp_path / "evil.tar").write_bytes(tar(members))
+    assert "config 5: a table is expected" in layout_refusal(store, tmp_path / "evil.tar")
 
 
 def test_json_that_is_none_or_bottomless_is_refused(store, tmp_path):

@@ -108,7 +108,8 @@ def test_the_cpu_quota_slows_a_test_and_the_usage_tells(pytester: pytest.Pyteste
     used = entries["test_slow"]["usage"]
     assert used["cpu_s"] < 0.5 * used["wall_s"]
     assert used["cpu_nr_throttled"] > 5
-    assert used["cpu_throttled_s"] > 0.2
+    # For the rest of each period, of which others that want the CPU may have left little.
+    assert used["cpu_throttled_s"] > 0.02
 
 
 def test_a_box_sees_its_own_limits_and_cannot_change_them(pytester: pytest.Pytester):

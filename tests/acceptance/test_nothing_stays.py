@@ -253,16 +253,17 @@ def test_a_hundred_tests_leave_pytests_and_the_wardens_memory_and_descriptors_as
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines()
                 return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
-            def children():
+            def wardens():
                 for task in Path("/proc/self/task").iterdir():
                     for pid in (task / "children").read_text().split():
-                        if "warden" in Path(f"/proc/{pid}/cmdline").read_text():
+                        # The command line of a fork for a test is pytest's, with the name of this test in it.
+                        if Path(f"/proc/{pid}/comm").read_text() == "nsbox-warden\\n":
                             yield pid
 
             def pytest_runtest_logfinish(nodeid):
                 number = int(nodeid.partition("[")[2].rstrip("]"))
                 if number in (30, 100):
-                    for pid in (os.getpid(), *children()):
+                    for pid in (os.getpid(), *wardens()):
                         SEEN.append((number, size(pid), descriptors(pid)))
 
             def pytest_sessionfinish():

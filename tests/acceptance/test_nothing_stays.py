@@ -100,7 +100,7 @@ class Going:
         """Children of pytest that are wardens."""
         tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
         pids = [pid for task in tasks for pid in (task / "children").read_text(encoding="ascii").split()]
-        return [int(pid) for pid in pids if b"warden" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "nsbox-warden\n"]
 
     def end(self, patience: float = 20) -> str:
         return self.process.communicate(timeout=patience)[0]

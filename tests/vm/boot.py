@@ -222,5 +222,6 @@ def machine_settings(command: Sequence[str], root: str) -> dict[str, object]:
             "sch_tbf",
             "sch_netem",
             "nft_tproxy",
+            *(() if root == "qemu" else ("nfsd", "nfsv4")),
         ],
     }

@@ -21,7 +21,8 @@ from typing import NamedTuple
 TAG = "NSBOX_TEST_RUN"
 PARENT = "PYTEST_NSBOX_CGROUP_PARENT"
 OWN_PARENT = re.compile(r"/tests-\d+$")
-GRACE = 5.0  # seconds: a warden removes things after its client is gone, on a loaded machine not at once
+# Seconds: a warden removes things after its client is gone, on a loaded machine not at once.
+GRACE = float(os.environ.get("NSBOX_TEST_GRACE", "20"))
 
 # Started lazily by the standard library, one per process, and meant to live as long as that.
 STANDARD_LIBRARY = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")

@@ -88,11 +88,12 @@ def test_what_goes_within_the_grace_is_no_leftover(leftovers: Leftovers):
         assert f"process {child.pid}" in " ".join(leftovers.new_since(before, grace=0).values())
     finally:
         child.wait()
-    assert not leftovers.new_since(before)
-    assert time.monotonic() - started < 4
+    assert not leftovers.new_since(before, grace=60)
+    assert time.monotonic() - started < 50
 
 
-def test_a_failing_guard_names_what_is_left(pytester: pytest.Pytester):
+def test_a_failing_guard_names_what_is_left(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_TEST_GRACE", "2")
     root = str(Path(__file__).parents[2])
     pytester.makepyfile(
         conftest=f"import sys\nsys.path.insert(0, {root!r})\nfrom tests.conftest import *",

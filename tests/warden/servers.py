@@ -44,7 +44,7 @@ def ask(box: Box, name: str, patience: float = 5.0) -> str:
     return str(box.exec(python(ASK, name, str(patience)), check=True).stdout)
 
 
-def wait_until(condition, seconds: float = 10.0) -> None:
+def wait_until(condition, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

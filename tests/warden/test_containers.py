@@ -24,7 +24,7 @@ from tests.capabilities import times
 pytestmark = pytest.mark.keeps_running
 
 
-def wait_until(condition, seconds: float = 5.0) -> None:
+def wait_until(condition, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -68,7 +68,7 @@ class TestRun:
         begun = time.monotonic()
         # A slow VM kernel needs some of it to start a shell.
         result = boxes.run(["sh", "-c", "echo begun; sleep 60"], timeout="2s")
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 50
         assert (result.timed_out, result.returncode, result.stdout) == (True, -9, "begun\n")
         with pytest.raises(BoxFailed, match="timed out after 0"):
             boxes.run(["sleep", "60"], timeout=0.1, check=True)
@@ -124,7 +124,7 @@ class TestRun:
     def test_what_its_program_leaves_behind_ends_with_it(self, boxes: NsBox):
         begun = time.monotonic()
         assert boxes.run(["sh", "-c", "sleep 60 & echo done"]).stdout == "done\n"
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 40
 
     def test_threads_run_boxes_at_once(self, boxes: NsBox):
         with ThreadPoolExecutor(8) as threads:

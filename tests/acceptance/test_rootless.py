@@ -66,7 +66,8 @@ def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: C
             "PYTHONDONTWRITEBYTECODE": "1",
             "PATIENCE": str(PATIENCE),
             "USER_ID": str(USER),
-            "XDG_CACHE_HOME": str(suite / "cache"),
+            # With its images, on the disk too.
+            "XDG_CACHE_HOME": f"{tmpdir}/cache",
             "GROUP_ID": str(USER),
         }
         interpreter = str(python / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}")
@@ -99,6 +100,7 @@ def tmpdir_for_all() -> Iterator[str]:
     os.mkdir(place)
     os.chmod(place, 0o1777)
     yield place
+    shutil.rmtree(f"{place}/cache", ignore_errors=True)
     # Empty: the warden has removed what was its own.
     os.rmdir(place)
 

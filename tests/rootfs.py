@@ -8,8 +8,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from filelock import FileLock
-
 FIXTURES = Path(__file__).parents[1] / "rootfs-fixtures"
 
 
@@ -25,6 +23,9 @@ def rootfs(name: str) -> Path:
     root = place(name)
     if root.is_dir():
         return root
+    # Only here: this module is imported in containers too, which have no more of the host than what they need.
+    from filelock import FileLock
+
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f"{name}.lock"):
         if not root.is_dir():

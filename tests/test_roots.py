@@ -149,7 +149,6 @@ def test_boxes_work_with_a_root_on(kind: str, tmp_path: Path) -> None:
     assert "= 5 passed in " in printed
 
 
-@pytest.mark.slow
 def test_boxes_work_with_a_root_on_nfs(tmp_path: Path) -> None:
     require_kind("nfsd")
     if os.environ.get("NSBOX_VM") != "uml":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import textwrap
 
 import pytest
@@ -147,8 +146,8 @@ ORDINARY = """
 
 
 @pytest.mark.needs("ordinary user")
-def test_an_ordinary_user_has_networks_and_published_ports():
+def test_an_ordinary_user_has_networks_and_published_ports(tmpdir_for_all: str):
     before = os.listdir("/sys/class/net")
-    done = as_user({"test_networks.py": textwrap.dedent(ORDINARY)}, "-q", tmpdir=tempfile.gettempdir())
+    done = as_user({"test_networks.py": textwrap.dedent(ORDINARY)}, "-q", tmpdir=tmpdir_for_all)
     assert "5 passed" in done.text, done.text
     assert os.listdir("/sys/class/net") == before

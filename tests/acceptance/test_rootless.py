@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,18 +91,6 @@ def as_user(files: dict[str, str | Path], *options: str, tmpdir: str, prepare: C
 
     outcome: Outcome = Outcome(*with_own_mounts(lambda: tuple(play())))
     return outcome
-
-
-@pytest.fixture
-def tmpdir_for_all() -> Iterator[str]:
-    """A directory on the disk that everyone may write to: a tmpfs carries no layers of a user before Linux 6.6."""
-    place = f"/var/tmp/nsbox-rootless-{os.getpid()}"
-    os.mkdir(place)
-    os.chmod(place, 0o1777)
-    yield place
-    shutil.rmtree(f"{place}/cache", ignore_errors=True)
-    # Empty: the warden has removed what was its own.
-    os.rmdir(place)
 
 
 def test_boxes_of_an_ordinary_user(tmpdir_for_all: str) -> None:

@@ -149,7 +149,7 @@ def test_has_nothing_to_give():
 
 
 def test_holds_boxes_of_its_own():
-    inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox-all", "inner"]
+    inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox-all", "--basetemp=temporary", "inner"]
     done = subprocess.run(inner, capture_output=True, text=True)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     assert not os.path.exists("inner/made")

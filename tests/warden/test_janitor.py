@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,12 @@ class Loop:
 
 def janitors(warden: Warden) -> list[int]:
     pids = map(int, Path(f"/proc/{warden.pid}/task/{warden.pid}/children").read_text().split())
-    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "nsbox-janitor\n"]
+    found = []
+    for pid in pids:
+        with suppress(OSError):  # a box's init that has ended since
+            if Path(f"/proc/{pid}/comm").read_text() == "nsbox-janitor\n":
+                found.append(pid)
+    return found
 
 
 def use(warden: Warden, boxes: int) -> None:

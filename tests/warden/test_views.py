@@ -15,7 +15,7 @@ from pytest_nsbox.kernel import listener
 from pytest_nsbox.policy.proc_files import meminfo_bytes
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden.client import Warden
-from tests.capabilities import missing
+from tests.capabilities import missing, times
 from tests.warden.boxes import collect, fork_into, run, started, status_field
 
 pytestmark = [
@@ -41,7 +41,8 @@ def keys(content: str) -> list[str]:
 
 def eventually(found: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
     """What `found` returns, as soon as it is as `wanted`; at the latest when it may not be late any more."""
-    deadline = time.monotonic() + 5 * LATE  # the machine may be busy with others
+    # The machine may be busy with others. In the virtual machine a warden may make its next boxes for seconds.
+    deadline = time.monotonic() + times(10, in_vm=50) * LATE
     while not wanted(value := found()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return value

@@ -129,11 +129,7 @@ class Follower:
         self._take_leavings(attempt, frame)
         kind = frame["t"]
         if kind in ("report", "passed"):
-            try:
-                report = self.read_report(attempt, frame)
-            except ChannelClosedError as error:
-                self.settle(attempt)
-                raise BoxFailed(str(error)) from None
+            report = self._read(attempt, frame)
             assert report.when is not None
             if report.failed:
                 attempt.failed = True
@@ -179,11 +175,7 @@ class Follower:
 
     def _log(self, attempt: Attempt, frame: Frame) -> None:
         """Have the reporters hear of a report besides the phases', a subtest's or a plugin's."""
-        try:
-            report = report_from_data(self.config, frame["report"])
-        except ChannelClosedError as error:
-            self.settle(attempt)
-            raise BoxFailed(str(error)) from None
+        report = self._read(attempt, frame)
         attempt.failed = attempt.failed or report.failed
         captured = frame["captured"] is True
         with output.captured_as_the_test(self.config) if captured else contextlib.nullcontext():
@@ -193,8 +185,16 @@ class Follower:
         if captured or self.output_in_step:
             self._say_go(attempt)
 
+    def _read(self, attempt: Attempt, frame: Frame) -> pytest.TestReport:
+        """The report that a frame brought; one that cannot be read is the end of the test. Raises BoxFailed."""
+        try:
+            return self.read_report(attempt, frame)
+        except ChannelClosedError as error:
+            self.settle(attempt)
+            raise BoxFailed(str(error)) from None
+
     def read_report(self, attempt: Attempt, frame: Frame) -> pytest.TestReport:
-        """The report that a frame brought."""
+        """The report that a frame brought. Raises ChannelClosedError if there is no reading it."""
         if frame["t"] == "passed":
             return passed_from_data(attempt.item, attempt.keywords, frame["report"])
         return report_from_data(self.config, frame["report"])

@@ -7,6 +7,7 @@ Nothing is assumed about paths: mounts come from /proc/self/mountinfo (proc(5)),
 from __future__ import annotations
 
 import errno
+import os
 
 from pytest_nsbox.kernel import cgroup_v1, cgroup_v2
 from pytest_nsbox.kernel.cgroup_node import Node, Session
@@ -17,7 +18,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Files", "Mount", "Node", "Session", "find_mounts", "leftovers", "open_session", "parse_mounts", "sweep"]
+__all__ = [
+    "Files",
+    "Mount",
+    "Node",
+    "Session",
+    "find_mounts",
+    "leftovers",
+    "open_session",
+    "parse_mounts",
+    "sweep",
+    "systemd_is_booted",
+    "unified",
+]
 
 # Super options of a v1 mount that are no controllers.
 _OPTIONS = frozenset({"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "none"})
@@ -92,6 +105,16 @@ def find_mounts() -> list[Mount]:
         except OSError as error:
             raise KernelError("read", path, error.errno or errno.EIO) from None
     return parse_mounts(*texts)
+
+
+def unified(mounts: Iterable[Mount]) -> Mount | None:
+    """Return the mount of cgroup v2, if there is one."""
+    return next((mount for mount in mounts if mount.version == 2), None)
+
+
+def systemd_is_booted() -> bool:
+    """Say if systemd is process 1, and all groups are its own to give (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
 
 
 def open_session(

@@ -21,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BOOTED = "/run/systemd/system"  # sd_booted(3)
 PATIENCE = 8.0  # seconds for the manager to do what we asked
 _PATH = "/usr/bin:/bin:/usr/local/bin:/run/current-system/sw/bin"
 _MANAGER = "org.freedesktop.systemd1"
@@ -36,7 +35,7 @@ def take_scope(parent: str | None, name: str, user: Sequence[int]) -> str:
     user    an ordinary user's processes whose children will go into groups in the scope: they must be in it themselves,
             for only root may move a process from elsewhere
     """
-    if parent is not None or not os.path.isdir(BOOTED) or not is_wanted():
+    if parent is not None or not cgroup.systemd_is_booted() or not is_wanted():
         return ""
     try:
         enter_scope(name, (os.getpid(), *(user if os.geteuid() else ())))
@@ -51,7 +50,7 @@ def offered() -> tuple[str, ...]:
         _address()
     except BoxFailed:
         return ()
-    unified = next((mount for mount in cgroup.find_mounts() if mount.version == 2), None)
+    unified = cgroup.unified(cgroup.find_mounts())
     if unified is None:
         return ()
     uid = os.geteuid()
@@ -68,7 +67,7 @@ def has_scope() -> bool:
 def is_wanted() -> bool:
     """Say whether boxes need a scope here: on cgroup v2, where our own group is not ours to make groups in."""
     mounts = cgroup.find_mounts()
-    unified = next((mount for mount in mounts if mount.version == 2), None)
+    unified = cgroup.unified(mounts)
     path = unified.own_path() if unified is not None else None
     # On v1 root may make groups anywhere, and no user may be given any.
     if path is None or any({"memory", "pids"} & mount.controllers for mount in mounts):

@@ -45,10 +45,10 @@ def look(parent: str | None) -> Outlook:
     if {"memory", "pids"} & v1:
         named = {name for name in v1 if not name.startswith("name=")}
         return Outlook(mode=mode, version=1, controllers=tuple(sorted(named & _LIMITING)))
-    unified = next((mount for mount in mounts if mount.version == 2), None)
+    unified = cgroup.unified(mounts)
     if unified is None:
         return Outlook(mode=mode)
-    if parent is None and os.path.isdir("/run/systemd/system"):
+    if parent is None and cgroup.systemd_is_booted():
         from pytest_nsbox.kernel import systemd
 
         if systemd.is_wanted():

@@ -177,7 +177,7 @@ class Session:
     def _take_scope(self) -> str:
         """Ask systemd for groups of our own where it owns all of them; return why it gave none, or ""."""
         # Before we enter a user namespace: who asks must be who we are.
-        if not os.path.isdir("/run/systemd/system"):
+        if not cgroup.systemd_is_booted():
             return ""
         from pytest_nsbox.kernel import systemd
 

@@ -317,13 +317,16 @@ class _Builder:
     def show(self, op: plans.ShowMount) -> None:
         place = f"{self.session.clones(self.tree.plan)}/{op.number}"
         try:
-            self.put(self.doors.clone_tree(place), op.target, directory=op.directory)
+            self._show(place, op)
         except KernelError as error:
             self.session.act_as(shifted=False)
             there = self.session.host.show_again(place, error)
             self.session.act_as(shifted=self.shifted)
             if there:
-                self.put(self.doors.clone_tree(place), op.target, directory=op.directory)
+                self._show(place, op)
+
+    def _show(self, place: str, op: plans.ShowMount) -> None:
+        self.put(self.doors.clone_tree(place), op.target, directory=op.directory)
 
     def bind(self, op: plans.Bind) -> None:
         source = self.session.volume(op.source) if op.kind == "volume" else op.source

@@ -45,7 +45,10 @@ BEGIN, END = "--- the virtual machine is up ---", "--- the command ended with "
 BOOTS = (60.0, 120.0)  # seconds to come up, which takes three; rarely, one hangs on a loaded machine
 ROOTS = ("hostfs", "disk", "initramfs", "qemu")
 TMPDIR = "/var/tmp/nsbox"
-KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "VIRTUAL_ENV", "NSBOX_REQUIRE_ALL", "CI")
+KEPT_ENVIRONMENT = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "VIRTUAL_ENV", "CI"),
+    *("NSBOX_REQUIRE_ALL", "NSBOX_ROOTFS_CACHE"),
+)
 
 
 def run_in_vm(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
-from pytest_nsbox import foresight, internals
+from pytest_nsbox import foresight, internals, timeouts
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_of
@@ -152,6 +152,7 @@ class Ahead:
         item = attempt.item
         for frame, made in zip(plain.reports, plain.made, strict=True):
             report = made or self._follower.read_report(attempt, frame)
+            self._follower.take_attributes(item, frame)
             if report.when == "teardown":
                 self._boxes.ended(attempt, report)
             item.ihook.pytest_runtest_logreport(report=report)
@@ -192,6 +193,9 @@ class Ahead:
         frames: list[Frame] = []
         try:
             while (frame := attempt.next_frame(attempt.deadline)) is not None:
+                if frame["t"] == "limit":
+                    timeouts.guard(attempt, frame)
+                    continue
                 frames.append(frame)
                 if not leaves_nothing(frame):
                     break
@@ -251,7 +255,7 @@ class Ahead:
             and self._follower.shell is None
             and not any(True for mark in item.iter_markers() if mark.name in ("skip", "skipif"))
             and foresight.collectors_are_ready(item)
-            and foresight.only_own(item.ihook, _TOLD, "xdist.")
+            and foresight.only_own(item.ihook, _TOLD, "xdist.", *foresight.alike_in_child(item))
             and foresight.fixtures_are_ready(
                 item, self._placement.on_host(item, list(internals.outer_fixture_names(item)))
             )

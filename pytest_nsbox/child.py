@@ -223,6 +223,10 @@ class Child:
             self._terminal = frame["terminal"]
             output.set_terminal_state(self.config, self._terminal)
 
+    def tell_limit(self, seconds: float | None, thread: bool) -> None:  # noqa: FBT001
+        """Tell of pytest-timeout's timer in this process, or of its end."""
+        self.channel.send("limit", seconds=seconds, thread=thread)
+
     def ask(self, what: str | list[Any]) -> Any:
         """Ask pytest's process something about this box (usage, changes, inspect), or about an image (a list)."""
         self.channel.send("ask", what=what)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_nsbox import internals, output, reporting
+from pytest_nsbox import internals, output, reporting, timeouts
 from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
 from pytest_nsbox.child import is_others
 from pytest_nsbox.policy.errors import BoxFailed
@@ -125,6 +125,9 @@ class Follower:
 
     def _take(self, attempt: Attempt, frame: Frame) -> bool:
         """Act on one frame; True when it was the last."""
+        if frame["t"] == "limit":
+            timeouts.guard(attempt, frame)
+            return False
         self.all_plain = self.all_plain and leaves_nothing(frame)
         self._take_leavings(attempt, frame)
         kind = frame["t"]
@@ -215,9 +218,7 @@ class Follower:
         item = attempt.item
         for data in frame.get("warnings", ()):
             internals.replay_warning(warning_from_data(data))
-        for name, value in frame.get("attributes", {}).items():
-            if is_others(item, name):  # the test's bytes: they may be anything
-                setattr(item, name, value)
+        self.take_attributes(item, frame)
         for name, value in frame.get("testsuite_properties", ()):
             internals.testsuite_properties(self.config).append((str(name), value))
         if "xml_attributes" in frame:
@@ -234,6 +235,12 @@ class Follower:
         if "terminal" in frame:
             output.set_terminal_state(self.config, frame["terminal"])
         self.take_end(frame)
+
+    def take_attributes(self, item: pytest.Item, frame: Frame) -> None:
+        """Keep what plugins noted at the item."""
+        for name, value in frame.get("attributes", {}).items():
+            if is_others(item, name):  # the test's bytes: they may be anything
+                setattr(item, name, value)
 
     def take_end(self, frame: Frame) -> None:
         """Keep what a test's last frame tells for the session, not for the test."""

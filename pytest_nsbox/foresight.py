@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
 
 from pytest_nsbox.internals import OWN
 
 if TYPE_CHECKING:
     import warnings
     from collections.abc import Iterable, Sequence
-
-    import pytest
 
 
 def only_own(hooks: Any, names: Iterable[str], *others: str) -> bool:
@@ -21,6 +23,31 @@ def only_own(hooks: Any, names: Iterable[str], *others: str) -> bool:
         for name in names
         for impl in getattr(hooks, name).get_hookimpls()
     )
+
+
+def alike_in_child(item: pytest.Item) -> list[str]:
+    """Modules of other plugins that take part in a test's protocol, and leave nothing of it in pytest's process."""
+    return [module for module, is_alike in _ALIKE.items() if module in sys.modules and is_alike(item)]
+
+
+def _has_no_session_timeout(item: pytest.Item) -> bool:
+    config = item.config
+    try:
+        return config.getoption("session_timeout") is None and not config.getini("session_timeout")
+    except ValueError:  # a pytest-timeout without it
+        return True
+
+
+def _is_not_rerun(item: pytest.Item) -> bool:
+    count = getattr(sys.modules["pytest_rerunfailures"], "get_reruns_count", None)
+    return count is not None and count(item) is None
+
+
+_ALIKE: Final[dict[str, Callable[[pytest.Item], bool]]] = {
+    # Its timers are the child's, see `timeouts`; only the session's is looked at in pytest's process after each test.
+    "pytest_timeout": _has_no_session_timeout,
+    "pytest_rerunfailures": _is_not_rerun,
+}
 
 
 def collectors_are_ready(item: pytest.Item) -> bool:

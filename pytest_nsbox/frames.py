@@ -184,6 +184,7 @@ _KINDS: Final[dict[str, dict[str, Check]]] = {
     "log": {"report": _is_logged_report, "captured": _is_truth},
     "ask": {"what": lambda what: isinstance(what, (str, list))},
     "pdb": {"entered": _is_truth},
+    "limit": {"seconds": lambda seconds: seconds is None or _is_time(seconds), "thread": _is_truth},
     "end": {},
     "done": {},
     "interrupt": {"place": lambda place: place is None or _is_list(place, _is_path, _is_line, _is_text)},

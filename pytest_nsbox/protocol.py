@@ -118,6 +118,7 @@ class Lockstep:
         try:
             nextitem = child.wait_for_turn()
             item.stash[ATTEMPT] = attempt
+            timeouts.go_alone(self.config, child.tell_limit)
             caller(item=item, nextitem=nextitem)
         except BaseException as error:  # noqa: BLE001 - whatever it is, pytest's process is to go on with it
             self._end_child(error)
@@ -214,6 +215,7 @@ class Lockstep:
         item = attempt.item
         if attempt.adopted:
             attempt.adopted = False
+            timeouts.rest(item)
             self._leave_setup(item)
         try:
             self._set_up_outer_fixtures(item, attempt.spec.scope)

@@ -238,19 +238,35 @@ def passed_from_data(item: pytest.Item, keywords: Mapping[str, Any], data: list[
 
 _OF_REPORT: Final = frozenset(["t", "report", "warnings", "raised"])
 _OF_END: Final = frozenset(["t", "warnings", "random", "coverage", "pages", "unraisable"])
+# What pytest-rerunfailures notes at an item about itself, whether that may be rerun or not.
+_NOTES: Final = frozenset(
+    [
+        "_finalizers_suspended",
+        "_rerun_condition_excinfos",
+        "_rerun_condition_results",
+        "_teardown_nextitem",
+        "_terminal_errors",
+        "_test_failed_statuses",
+        "_test_xfailed",
+    ]
+)
 
 
 def leaves_nothing(frame: Frame) -> bool:
     """Whether a frame tells only of a phase that passed or skipped, or of the end of a test that left nothing."""
     kind = frame["t"]
     if kind == "end":
-        return frame.keys() <= _OF_END
+        return _tells_no_more(frame, _OF_END)
     if kind == "report":
         report = frame.get("report")
-        return (
-            isinstance(report, dict) and report.get("outcome") in ("passed", "skipped") and frame.keys() <= _OF_REPORT
-        )
-    return kind == "passed" and frame.keys() <= _OF_REPORT
+        passed = isinstance(report, dict) and report.get("outcome") in ("passed", "skipped")
+        return passed and _tells_no_more(frame, _OF_REPORT)
+    return kind == "passed" and _tells_no_more(frame, _OF_REPORT)
+
+
+def _tells_no_more(frame: Frame, than: frozenset[str]) -> bool:
+    more = frame.keys() - than
+    return not more or (more == {"attributes"} and frame["attributes"].keys() <= _NOTES)
 
 
 def phase_of(frame: Frame) -> object:

@@ -196,9 +196,9 @@ class Run:
         self._placement = Placement(self._settings.host_fixtures, self._settings.box_fixtures)
         self._config.pluginmanager.register(self._placement, "nsbox-placement")
         if self._config.pluginmanager.hasplugin("timeout"):
-            from pytest_nsbox.timeouts import Timeouts
+            from pytest_nsbox import timeouts
 
-            self._config.pluginmanager.register(Timeouts(), "nsbox-timeouts")
+            self._config.pluginmanager.register(timeouts.Timeouts(), timeouts.PLUGIN)
         self._lockstep = Lockstep(session, self._boxes, self._placement)
         self._lockstep.launcher.tests_left = sum(self._boxes.spec_of(item) is not None for item in session.items)
         try:

@@ -48,6 +48,69 @@ def test_a_row_of_tests_is_forked_ahead(runs: Runs, monkeypatch: pytest.MonkeyPa
     assert all(run.of(f"test_a_row_after_a_death[{number}]")["outcome"] == "passed" for number in range(3))
 
 
+def is_ahead(run: Recorded) -> bool:
+    return all(
+        time_of(run, name, "born") < time_of(run, before, "ended") for before, name in itertools.pairwise(ROW[2:])
+    )
+
+
+LIMITS = ("-p", "timeout", "-p", "rerunfailures", "-o", "timeout=30", "-k", "test_in_a_row")
+
+
+def test_a_row_is_forked_ahead_beside_plugins_that_keep_nothing_of_it(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    directory = runs.write(SUITE, "boxed")
+    assert is_ahead(runs.run(directory, *LIMITS))
+    assert not is_ahead(runs.run(directory, *LIMITS, "--reruns=1"))
+    assert not is_ahead(runs.run(directory, *LIMITS, "--session-timeout=60"))
+
+
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_timeouts_of_pytest_timeout_in_tests_that_were_forked_ahead(runs: Runs, method: str):
+    suite = {
+        "test_timeouts.py": """
+            import signal, time
+            import pytest
+
+            @pytest.mark.parametrize("number", range(4))
+            def test_row(number): pass
+
+            @pytest.mark.timeout(1)
+            def test_sleeps():
+                print("before sleeping")
+                time.sleep(60)
+
+            @pytest.mark.parametrize("number", range(4))
+            def test_second_row(number): pass
+
+            @pytest.mark.timeout(1)
+            def test_cannot_be_interrupted():
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                time.sleep(60)
+
+            @pytest.mark.parametrize("number", range(4))
+            def test_third_row(number): pass
+
+            @pytest.fixture
+            def slow():
+                time.sleep(1)
+                yield
+                time.sleep(7)
+
+            @pytest.mark.timeout(1, func_only=True)
+            def test_of_slow_fixtures(slow): pass
+        """
+    }
+    boxed = runs.run(runs.write(suite, "boxed"), "-p", "timeout", "-o", f"timeout_method={method}", timeout=60)
+    boxed.result.assert_outcomes(passed=13, failed=2)
+    told = boxed.of("test_sleeps")["sections"] if method == "signal" else boxed.result.outlines
+    assert "before sleeping" in str(told)
+    outside = "timed out after 1.0 s (pytest-timeout"
+    assert (outside in boxed.of("test_sleeps")["longrepr"]) == (method == "thread")
+    assert outside in boxed.of("test_cannot_be_interrupted")["longrepr"]
+    assert all(boxed.of(name)["duration"] < 20 for name in ("test_sleeps", "test_cannot_be_interrupted"))
+
+
 def test_a_plugin_that_hears_of_tests_keeps_them_in_turn(runs: Runs):
     runs.ahead = False
     run = runs.run(runs.write(SUITE, "boxed"), "-k", "test_in_a_row")

@@ -148,7 +148,8 @@ class Attempt:
                 continue
             if exited:
                 return None
-            raise TimeoutError
+            if deadline is not None and time.perf_counter() >= deadline:
+                raise TimeoutError
         return frame
 
     def _take(self) -> Frame | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import signal as signals
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pytest_nsbox.fixtures import Change
 from pytest_nsbox.leavings import Input, Result, decoded, raise_unless_zero, result, told_apart, usage
-from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.policy.errors import BadValueError, BoxFailed
 from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
 from pytest_nsbox.policy.image import DEFAULT_PATH, ImageConfig
 from pytest_nsbox.policy.record import record
+from pytest_nsbox.policy.units import parse_patience
 from pytest_nsbox.real import os
 from pytest_nsbox.warden.engine import Late, together
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     Path = os.PathLike[str]
 STOP_PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL, as Docker's
+_ARGUMENTS = "a list such as ['sh', '-c', 'echo hello']"
 
 
 @record
@@ -116,14 +120,18 @@ class Box:
 
     # --- what happens to it
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait until its main program has ended and return its `returncode`; TimeoutError after ``timeout`` seconds."""
+    def wait(self, timeout: float | str | None = None) -> int:
+        """Wait until its main program has ended and return its `returncode`; TimeoutError after ``timeout``.
+
+        timeout  seconds, or a text such as "30s"
+        """
         if self._left is None:
             engine = self._boxes.engine
+            seconds = _seconds("Box.wait", timeout)
             try:
-                self._state, _ = engine.answer(engine.tell("wait", box=self._name), timeout)
+                self._state, _ = engine.answer(engine.tell("wait", box=self._name), seconds)
             except Late:
-                raise TimeoutError(f"the box {self._name!r} still runs after {timeout:g} s") from None
+                raise TimeoutError(f"the box {self._name!r} still runs after {seconds:g} s") from None
         code: int = self._state["returncode"]
         return code
 
@@ -135,7 +143,7 @@ class Box:
         user: str | int | None = None,
         workdir: str | None = None,
         input: str | bytes | None = None,  # noqa: A002 - subprocess' name
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         check: bool = False,
         text: bool = True,
     ) -> Result:
@@ -144,13 +152,14 @@ class Box:
         env, user, workdir  as the keys of a spec; what is not given is as for the box's main program
         timeout             seconds until it is killed; the box runs on
         """
-        spec = self._boxes.spec("Box.exec", {"user": user} if user is not None else {})
+        own = {"user": user, "workdir": workdir, "env": env}
+        spec = self._boxes.spec("Box.exec", {key: value for key, value in own.items() if value is not None})
         fields = {
             "argv": (whole := arguments(argv)),
-            "env": environment({**dict(self.spec.env), **(env or {})}),
+            "env": environment({**dict(self.spec.env), **dict(spec.env)}),
             "user": spec.user or self.spec.user,
-            "workdir": workdir or self.spec.workdir,
-            "timeout": timeout,
+            "workdir": spec.workdir or self.spec.workdir,
+            "timeout": _seconds("Box.exec", timeout),
         }
         value, frames = self._ask_with_input(input, fields)
         found = result(value, frames, self.spec, text=text)
@@ -174,14 +183,18 @@ class Box:
 
     def signal(self, sig: int | str) -> None:
         """Send a signal to its main program: a number or a name such as "HUP"."""
-        self._ask("signal", signal=int(signal_named(sig) if isinstance(sig, str) else sig))
+        self._ask("signal", signal=_number_of(sig))
 
-    def stop(self, timeout: float = STOP_PATIENCE) -> int:
-        """SIGTERM (or the image's StopSignal), after ``timeout`` seconds SIGKILL; return the `returncode`. One that has
-        ended is no error.
+    def stop(self, timeout: float | str | None = STOP_PATIENCE) -> int:
+        """SIGTERM (or the image's StopSignal), after ``timeout`` SIGKILL; return the `returncode`.
+
+        One that has ended is no error.
+
+        timeout  seconds, or a text such as "30s"; None: it is never killed
         """
         if self._left is None:
-            self._state = self._ask("stop", seconds=timeout, **self._origin.stop_signal())
+            seconds = _seconds("Box.stop", timeout)
+            self._state = self._ask("stop", seconds=seconds, **self._origin.stop_signal())
         code: int = self._state["returncode"]
         return code
 
@@ -260,14 +273,35 @@ def signal_named(name: str) -> signals.Signals:
     return signals.Signals["SIG" + name.upper().removeprefix("SIG")]
 
 
+def _number_of(sig: object) -> int:
+    try:
+        number = int(signal_named(sig) if isinstance(sig, str) else operator.index(sig))  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        number = 0
+    if not 0 < number < signals.NSIG:
+        accepted = f"a number from 1 to {signals.NSIG - 1}, or a name such as 'HUP'"
+        raise ValueError(f"Box.signal: sig={sig!r}: not a signal (accepted: {accepted})")
+    return number
+
+
+def _seconds(place: str, timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    try:
+        return parse_patience(timeout)
+    except BadValueError as error:
+        raise ValueError(f"{place}: timeout={timeout!r:.60}: {error}") from None
+
+
 def arguments(argv: Sequence[str | Path], image: Image | None = None) -> list[str]:
     """The arguments of a program as texts; nothing at all only where an image may have a command."""
     least = 1 if image is None else 0
-    if isinstance(argv, (str, bytes)):
-        raise TypeError(f"argv={argv!r}: not a list (accepted: a list such as ['sh', '-c', 'echo hello'])")
-    found = [os.fspath(part) for part in argv]
-    if len(found) < least or any("\0" in part for part in found):
-        raise TypeError(f"argv={argv!r}: not a list of texts (accepted: a list such as ['sh', '-c', 'echo hello'])")
+    if isinstance(argv, (str, bytes, dict)) or not isinstance(argv, Iterable):
+        raise TypeError(f"argv={argv!r}: not a list (accepted: {_ARGUMENTS})")
+    given: list[object] = list(argv)
+    found = [os.fsdecode(part) for part in given if isinstance(part, (str, os.PathLike))]
+    if len(found) < max(least, len(given)) or any("\0" in part for part in found):
+        raise TypeError(f"argv={argv!r}: not a list of texts (accepted: {_ARGUMENTS})")
     return found
 
 

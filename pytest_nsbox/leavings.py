@@ -48,7 +48,10 @@ class Input:
     def __enter__(self) -> tuple[int, ...]:
         if self._given is None:
             return ()
-        rest = memoryview(self._given.encode() if isinstance(self._given, str) else self._given)
+        given: object = self._given
+        if not isinstance(given, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"input={given!r:.60}: not a text (accepted: str or bytes)")
+        rest = memoryview(given.encode() if isinstance(given, str) else given).cast("B")
         whole = os.memfd_create("nsbox-input", os.MFD_CLOEXEC)
         try:
             while rest:

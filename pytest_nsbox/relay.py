@@ -19,6 +19,7 @@ import pytest
 from pytest_nsbox.internals import marked_text
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
+from pytest_nsbox.policy.units import LONGEST_WAIT
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -135,8 +136,9 @@ class Poller:
         self._poll.register(pidfd, select.POLLIN)
 
     def wait(self, seconds: float | None) -> tuple[bool, bool]:
-        """(the socket is readable, the process has ended); both False after ``seconds``."""
-        ready = {fd for fd, _ in self._poll.poll(None if seconds is None else max(0.0, seconds) * 1000)}
+        """(the socket is readable, the process has ended); both False after ``seconds``, earlier if they are many."""
+        rest = None if seconds is None else min(max(0.0, seconds), LONGEST_WAIT) * 1000
+        ready = {fd for fd, _ in self._poll.poll(rest)}
         return self._channel in ready, self._pidfd in ready
 
     def forget_channel(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_nsbox.policy.bisection import bisect, scale_of
-from pytest_nsbox.policy.errors import BoxFailed, SandboxError
+from pytest_nsbox.policy.bisection import Scale, bisect, scale_of
+from pytest_nsbox.policy.errors import BadValueError, BoxFailed, SandboxError
 from pytest_nsbox.policy.table import short_bytes, short_seconds
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def find(
     scale = scale_of(key)
     if key in spec:
         raise TypeError(f"nsbox.smallest looks for {key}, and is given it too: {key}={spec[key]!r}")
-    smallest, largest = scale.read(low), scale.read(high)
+    smallest, largest = _read(scale, "low", low), _read(scale, "high", high)
     if smallest > largest:
-        raise ValueError(f"low={low!r} is more than high={high!r}")
+        raise ValueError(f"nsbox.smallest: low={low!r} is more than high={high!r}")
     steps: list[Step] = []
 
     def works(value: float) -> bool:
@@ -80,13 +80,20 @@ def find(
         steps.append(step)
         return step.succeeded
 
-    step_size = scale.precision if precision is None else scale.read(precision)
+    step_size = scale.precision if precision is None else _read(scale, "precision", precision)
     found = bisect(smallest, largest, step_size, works)
     if found is None:
         last = steps[-1].result
         printed = f"\n{last.stdout}{last.stderr}" if last is not None else ""
         raise BoxFailed(f"not even {key}={high!r} is enough: {steps[-1]}{printed}")
     return Smallest(key, scale.write(found), tuple(steps))
+
+
+def _read(scale: Scale, name: str, value: Value) -> float:
+    try:
+        return scale.read(value)
+    except BadValueError as error:
+        raise ValueError(f"nsbox.smallest: {name}={value!r}: {error}") from None
 
 
 def _run(boxes: NsBox, argv: Any, spec: dict[str, Any], value: Value) -> Step:

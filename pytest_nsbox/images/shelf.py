@@ -193,9 +193,9 @@ class Shelf:
         return f"{self.path}/new/{os.getpid()}-{os.urandom(6).hex()}"
 
 
-def check_name(name: str) -> None:
+def check_name(name: object) -> None:
     """Refuse what cannot be an image's name. Raises ImageError."""
-    if not NAME.fullmatch(name) or _ID.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or _ID.fullmatch(name):
         raise ImageError(f"{name!r} is no name of an image (accepted: {_NAME_TEXT})")
 
 

@@ -169,7 +169,9 @@ def _parse_pair(box: object, host: object) -> Port:
 
 
 def _parse_port(value: object) -> Port:
-    text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise BadValueError(f"{value!r} is no port", PUBLISH)
+    text = str(value)
     rest, slash, protocol = text.strip().partition("/")
     before, _, box = rest.rpartition(":")
     address, colon, host = before.rpartition(":")

@@ -14,6 +14,9 @@ CPUSET = "CPU numbers and ranges such as '0-1,3'"
 
 _SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _DURATION_UNITS = (("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
+# In one call: poll(2) counts milliseconds in an int. Whoever waits for longer calls it again.
+LONGEST_WAIT = 1_000_000.0  # seconds
+
 _LARGEST = 2**63 - 1  # the kernel's counters are signed 64 bit
 _HIGHEST_CPU = 8191  # CONFIG_NR_CPUS is at most 8192
 
@@ -78,15 +81,26 @@ def write_size(size: int) -> str:
 
 def parse_duration(value: object) -> float:
     """Seconds of ``"100ms"``, ``"30s"``, ``"5m"`` or a number of seconds; finite and above zero."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) < 1e300 else float("inf")
-    elif isinstance(value, str):
-        seconds = _seconds_of(value.strip())
-    else:
-        raise BadValueError("not a duration", DURATION)
+    seconds = _seconds_in(value)
     if not 0 < seconds < float("inf"):  # False for nan as well
         raise BadValueError("not a duration above zero", DURATION)
     return seconds
+
+
+def parse_patience(value: object) -> float:
+    """As ``parse_duration``, but zero is taken: to wait for nothing."""
+    seconds = _seconds_in(value)
+    if not 0 <= seconds < float("inf"):
+        raise BadValueError("not a duration of zero or more", DURATION)
+    return seconds
+
+
+def _seconds_in(value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if abs(value) < 1e300 else float("inf")
+    if isinstance(value, str):
+        return _seconds_of(value.strip())
+    raise BadValueError("not a duration", DURATION)
 
 
 def _seconds_of(text: str) -> float:

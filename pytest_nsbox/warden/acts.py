@@ -59,6 +59,7 @@ def exec_(containers: Containers, order: Order) -> object:
             answer_not_started(order, error, run=True)
 
     program = make_program(order.head, container.spec)
+    seconds = order.seconds("timeout")
     running = containers.spawn(container, program, order.take_stdin(), told, order.take_outputs())
     container.execs.append(running)
 
@@ -82,8 +83,8 @@ def exec_(containers: Containers, order: Order) -> object:
             running.signal(signal.SIGKILL)
 
     running.waiting.append(ended)
-    if order.head.get("timeout") is not None:
-        containers.after(order.head["timeout"], time_out)
+    if seconds is not None:
+        containers.after(seconds, time_out)
     return LATER
 
 
@@ -131,13 +132,15 @@ def send_signal(containers: Containers, order: Order) -> object:
 
 
 def stop(containers: Containers, order: Order) -> object:
-    """SIGTERM (or what the order says), then SIGKILL after so many seconds; answered when it has ended."""
+    """SIGTERM (or what the order says), then SIGKILL after so many seconds, if any; answered when it has ended."""
     container = find(containers, order)
     if container.status in ("running", "paused"):
         assert container.main is not None
+        seconds = order.seconds("seconds")
         container.thaw()
         container.main.signal(order.head.get("signal", signal.SIGTERM))
-        containers.after(order.head["seconds"], container.kill)
+        if seconds is not None:
+            containers.after(seconds, container.kill)
     return wait(containers, order)
 
 

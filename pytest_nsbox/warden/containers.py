@@ -17,6 +17,7 @@ from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import make_plan
 from pytest_nsbox.policy.record import replace
 from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.policy.units import LONGEST_WAIT
 from pytest_nsbox.warden import execute, volumes
 from pytest_nsbox.warden.acts import ACTS
 from pytest_nsbox.warden.box import begin_box
@@ -126,8 +127,8 @@ class Containers:
         heapq.heappush(self._timers, (time.monotonic() + seconds, self._timed, action))
 
     def rest(self) -> float | None:
-        """Return the seconds until something is due, None if nothing is."""
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        """Return the seconds until something is due, or many before that; None if nothing is."""
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT) if self._timers else None
 
     def tick(self) -> None:
         """Run what is due."""

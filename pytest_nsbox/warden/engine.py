@@ -8,6 +8,7 @@ import time
 
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.errors import are_shown_at_the_caller as __tracebackhide__  # noqa: F401 - pytest reads it
+from pytest_nsbox.policy.units import LONGEST_WAIT
 from pytest_nsbox.real import os
 from pytest_nsbox.warden.output import split
 from pytest_nsbox.warden.wire import BrokenWireError, Wire
@@ -80,7 +81,7 @@ class Engine:
                         rest = None if deadline is None else deadline - time.monotonic()
                         if rest is not None and rest <= 0:
                             raise Late
-                        mine.wait(rest)
+                        mine.wait(None if rest is None else min(rest, LONGEST_WAIT))
                     else:
                         self._read_for_all(deadline)
                 return self._answers.pop(number)
@@ -110,7 +111,7 @@ class Engine:
         if deadline is not None:
             waiting = select.poll()
             waiting.register(self._wire.fileno(), select.POLLIN)
-            if not waiting.poll(max(0.0, (deadline - time.monotonic()) * 1000)):
+            if not waiting.poll(min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT) * 1000):
                 if time.monotonic() >= deadline:
                     raise Late
                 return

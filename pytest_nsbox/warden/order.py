@@ -6,7 +6,8 @@ import errno
 import os
 import select
 
-from pytest_nsbox.policy.errors import BoxFailed, KernelError
+from pytest_nsbox.policy.errors import BadValueError, BoxFailed, KernelError
+from pytest_nsbox.policy.units import parse_patience
 from pytest_nsbox.warden import execute
 from pytest_nsbox.warden.wire import Wire
 
@@ -71,6 +72,16 @@ class Order:
         except OSError:
             # Its end is noticed where it is read.
             return
+
+    def seconds(self, name: str) -> float | None:
+        """Return a field with a duration, None if it is not given. Raises BoxFailed for what is none."""
+        value = self.head.get(name)
+        if value is None:
+            return None
+        try:
+            return parse_patience(value)
+        except BadValueError as error:
+            raise BoxFailed(f"{name}={value!r:.60}: {error}") from None
 
     def take_stdin(self) -> int:
         """Return the descriptor that came with the order, -1 if none did; it is the caller's now."""

@@ -157,6 +157,14 @@ def test_endings_of_tests_that_were_forked_ahead(runs: Runs):
     assert all("sandbox.wall_s" in dict(report["properties"]) for report in rows if report["when"] == "teardown")
 
 
+@pytest.mark.parametrize(
+    "limit", [("--sandbox-set", "timeout=10000000"), ("-p", "timeout", "--timeout=1e7")], ids=lambda words: words[1]
+)
+def test_limits_beyond_what_one_call_can_wait(runs: Runs, limit: tuple[str, ...]):
+    run = runs.run(runs.write(SUITE, "boxed"), *limit, "-k", "test_in_a_row", timeout=60)
+    run.result.assert_outcomes(passed=6)
+
+
 def test_an_os_that_a_fixture_fakes_for_a_whole_module(runs: Runs):
     """As pyfakefs does it, in pytest's own process, where pages have been pinned already."""
     suite = {

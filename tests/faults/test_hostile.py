@@ -78,6 +78,7 @@ FRAMES = [
     {"t": "log", "report": REPORT},
     {"t": "ask", "what": None},
     {"t": "pdb"},
+    {"t": "limit", "seconds": "x"},
     {"t": "end", "coverage": {"": {"lines": {"a": [1 << 60]}}}},
     {"t": "end", "failed_subtests": None},
     {"t": "end", "warnings": [{"filename": "\\0"}]},
@@ -183,7 +184,7 @@ def test_the_worst_that_a_test_can_do_is_told(tmp_path: Path):
 def test_frames_that_a_test_forges_end_that_test(tmp_path: Path):
     found = told(run_inner(tmp_path, FORGED))
     assert found.pop("test_goes_on") == "PASSED"
-    assert len(found) == 16
+    assert len(found) == 17
     assert all(text.startswith(("FAILED the test wrote ", "ERROR the test wrote ")) for text in found.values()), found
 
 

@@ -14,6 +14,7 @@ from pytest_nsbox.policy.units import (
     parse_cpu,
     parse_cpuset,
     parse_duration,
+    parse_patience,
     parse_positive_size,
     parse_size,
     write_size,
@@ -153,6 +154,13 @@ def test_durations_are_seconds_or_numbers_with_a_unit(text, seconds):
 def test_what_is_no_duration_is_refused_with_what_is_accepted(text):
     with pytest.raises(BadValueError, match=r"\(accepted: seconds, or a number with us, ms, s, m or h"):
         parse_duration(text)
+
+
+def test_who_waits_may_wait_for_nothing():
+    assert [parse_patience(value) for value in (0, "0s", 5, "30s")] == [0.0, 0.0, 5.0, 30.0]
+    for value in (-1, float("nan"), float("inf"), "x", True, None, 10**400):
+        with pytest.raises(BadValueError, match=r"not a duration( of zero or more)? \(accepted: seconds"):
+            parse_patience(value)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ FRAMES: list[dict[str, Any]] = [
         "unraisable": ["Exception ignored in"],
         "terminal": ["a", None],
     },
+    {"t": "limit", "seconds": 1.5, "thread": False},
+    {"t": "limit", "seconds": None, "thread": False},
     {"t": "interrupt", "place": ["a.py", 1, "test"]},
     {"t": "exit", "message": "enough", "returncode": 3},
     {"t": "internal", "text": "Traceback"},

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,6 +254,61 @@ class TestStart:
         assert len({box.pid for box in started}) == count
         boxes.close()
         assert not any(Path(f"/proc/{box._pid}").exists() for box in started)
+
+
+@pytest.mark.parametrize("seconds", [10**7, 10**9, "300000h"])
+class TestTimeoutsBeyondWhatOneCallCanWait:
+    def test_of_programs(self, boxes: NsBox, seconds: float | str):
+        assert boxes.run(["true"], timeout=seconds).returncode == 0
+        with boxes.start(["sleep", "60"], timeout=seconds) as box:
+            assert box.exec(["true"], timeout=seconds).returncode == 0
+
+    def test_of_those_who_wait(self, boxes: NsBox, seconds: float | str):
+        with boxes.start(["sleep", "0.2"]) as box:
+            assert box.wait(timeout=seconds) == 0
+        with boxes.start(["sleep", "60"]) as box:
+            assert box.stop(timeout=seconds) == -signal.SIGTERM
+
+
+BAD: dict[str, Callable[[Any, Any], object]] = {
+    "Box.signal: sig='NOSUCH': not a signal": lambda _, box: box.signal("NOSUCH"),
+    "Box.signal: sig=65: not a signal": lambda _, box: box.signal(65),
+    "Box.signal: sig=-1: not a signal": lambda _, box: box.signal(-1),
+    "Box.signal: sig=1.5: not a signal": lambda _, box: box.signal(1.5),
+    "Box.wait: timeout=nan: not a duration of zero or more": lambda _, box: box.wait(math.nan),
+    "Box.wait: timeout=inf: not a duration of zero or more": lambda _, box: box.wait(math.inf),
+    "Box.wait: timeout=-1: not a duration of zero or more": lambda _, box: box.wait(-1),
+    "Box.stop: timeout='soon': not a duration": lambda _, box: box.stop("soon"),
+    "Box.stop: timeout=[]: not a duration": lambda _, box: box.stop([]),
+    "Box.exec: timeout=True: not a duration": lambda _, box: box.exec(["true"], timeout=True),
+    "Box.exec: workdir='tmp': not an absolute path": lambda _, box: box.exec(["true"], workdir="tmp"),
+    "Box.exec: workdir=5: not a text or a path": lambda _, box: box.exec(["true"], workdir=5),
+    "Box.exec: env={'A=B': '1'}: 'A=B' is no name": lambda _, box: box.exec(["true"], env={"A=B": "1"}),
+    "Box.exec: env=['A=1']: not a table": lambda _, box: box.exec(["true"], env=["A=1"]),
+    "input=5: not a text": lambda _, box: box.exec(["cat"], input=5),
+    "argv=None: not a list": lambda boxes, _: boxes.run(None),
+    "argv=[1]: not a list of texts": lambda boxes, _: boxes.run([1]),
+    "argv={'a': 1}: not a list": lambda boxes, _: boxes.run({"a": 1}),
+    "nsbox.start: publish=1.5: 1.5 is no port": lambda boxes, _: boxes.start(["true"], publish=1.5),
+    "5 is no name of an image": lambda _, box: box.commit(5),
+    "nsbox.smallest: low='x': not a size": lambda boxes, _: boxes.smallest(["true"], "mem", "x", "1G"),
+}
+
+
+@pytest.mark.parametrize("told", BAD)
+def test_bad_input_is_told_with_its_place_and_value(boxes: NsBox, told: str):
+    with boxes.start(["sleep", "60"]) as box:
+        with pytest.raises((ValueError, TypeError, BoxFailed)) as caught:
+            BAD[told](boxes, box)
+        assert str(caught.value).startswith(told)
+        assert "(accepted: " in str(caught.value)
+        assert box.status == "running"
+
+
+def test_stop_may_wait_for_ever(boxes: NsBox):
+    with boxes.start(["sh", "-c", "trap 'sleep 0.3; exit 4' TERM; echo up; while :; do sleep 0.05; done"]) as box:
+        wait_until(lambda: box.logs() == "up\n")
+        assert box.stop(timeout=None) == 4
 
 
 def test_a_client_that_goes_takes_its_boxes_along(warden: Warden):

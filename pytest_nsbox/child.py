@@ -23,6 +23,7 @@ from pytest_nsbox import inherited, internals, output
 from pytest_nsbox.garbage import Garbage
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.pages import written
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.real import os
 from pytest_nsbox.relay import (
     Channel,
@@ -140,7 +141,8 @@ class Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, self.signals)
             enter_box()
         except BaseException as error:  # noqa: BLE001 - nothing may come out of a fork
-            self._send_and_exit("failed", text=f"{type(error).__name__}: {error}")
+            told = isinstance(error, (BoxFailed, KernelError))
+            self._send_and_exit("failed", text=str(error) if told else f"{type(error).__name__}: {error}")
         # os.fork made every child's generator start anew; a plain run carries on with one sequence
         random.setstate(random_state)
         self._random_state = random_state

@@ -27,7 +27,7 @@ def _size(value: float) -> str:
 SCALES = {
     "mem": Scale(units.parse_positive_size, _size, 1 << 20),
     "disk": Scale(units.parse_positive_size, _size, 1 << 20),
-    "pids": Scale(units.parse_count, int, 1),
+    "pids": Scale(units.parse_pids, int, 1),
     "cpu": Scale(units.parse_cpu, lambda value: round(value, 3), 0.05),
     "timeout": Scale(units.parse_duration, lambda value: round(value, 3), 0.1),
 }

@@ -15,6 +15,7 @@ from pytest_nsbox.policy.mounts import TMPFS, VOLUMES, Volume, as_text, check_ta
 from pytest_nsbox.policy.networks import is_name as is_network_name
 from pytest_nsbox.policy.record import record, replace
 from pytest_nsbox.policy.spec import HostFacts, Layer, Spec, check_host
+from pytest_nsbox.policy.users import HIGHEST_ID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,8 +197,10 @@ def _parse_user(value: object) -> str:
     text = _parse_text(value)
     user, colon, group = text.partition(":")
     numbers = [user, group] if colon else [user] if user.isdigit() else []
-    if numbers and not all(part.isascii() and part.isdigit() and int(part[:11]) < 2**32 - 1 for part in numbers):
+    if numbers and not all(part.isascii() and part.isdigit() for part in numbers):
         raise BadValueError("not a user")
+    if numbers and max(int(part[:11]) for part in numbers) > HIGHEST_ID:
+        raise BadValueError(f"not an id of a box's, which go up to {HIGHEST_ID}")
     if not numbers and (not text.isprintable() or text.startswith("-") or set(text) & set(":/, \t")):
         raise BadValueError("not a user")
     return text

@@ -287,7 +287,7 @@ LIMITS: tuple[Limit, ...] = (
     Limit(
         name="pids",
         controller="pids",
-        parse=units.parse_count,
+        parse=units.parse_pids,
         accepted="a whole number, 1 or more",
         example="64",
         help="Number of processes and threads of the test; the box's init is not counted.",

@@ -187,6 +187,11 @@ def parse_count(value: object, smallest: int = 1, largest: int = _LARGEST) -> in
     return value
 
 
+def parse_pids(value: object) -> int:
+    """A number of processes, up to PID_MAX_LIMIT: there can be no more, and the kernel takes no higher limit."""
+    return parse_count(value, 1, 1 << 22)
+
+
 def _is_digits(text: str) -> bool:
     # isdigit() alone takes "²" too; the length keeps int() from Python's own limit on digits.
     return text.isascii() and text.isdigit() and len(text) <= 30

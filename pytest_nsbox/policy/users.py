@@ -16,6 +16,10 @@ class User:
     home: str = "/"
 
 
+# The next one is what root of a box is on the host.
+HIGHEST_ID = 4_294_899_999
+
+
 def find_user(wanted: str, passwd: str, group: str) -> User:
     """Return the user of `name`, `uid`, `name:group` or `uid:gid`, as Docker's --user takes them. Raises BoxFailed if
     there is none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_nsbox.kernel import namespaces, process
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import record
 from pytest_nsbox.policy.users import find_user
 from pytest_nsbox.real import os, text_of
@@ -159,7 +159,7 @@ class Box:
             os.chdir(path)
         except OSError as error:
             if self.spec.workdir is not None:
-                raise KernelError("chdir", path, error.errno or 0) from None
+                raise BoxFailed(f"workdir={path!r}: {error.strerror} (accepted: a directory of the box's)") from None
 
     def kill(self) -> None:
         """Kill every process of the box, at once. Its child of ours must then be reaped, or the box cannot end.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from pytest_nsbox.kernel import namespaces, process
+from pytest_nsbox.policy.users import HIGHEST_ID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # Nothing else uses this id: subordinate ids (subuid(5)) and systemd's dynamic ranges end far below, and the last id of
 # all, -1, is none.
-SHIFTED_ROOT = 4_294_900_000
+SHIFTED_ROOT = HIGHEST_ID + 1
 SHIFT_MAP = f"0 {SHIFTED_ROOT} 1\n1 1 {SHIFTED_ROOT - 1}\n"
 # Overlays take idmapped layers since this version of Linux; before, a mount can be idmapped and none put on it.
 SHIFTING = (5, 19)

@@ -335,7 +335,23 @@ class _Builder:
         mount = self.session.host.clone_for_box(
             source, shifted=self.shifted, readonly=op.readonly, user=self.tree.plan.user if op.shared else None
         )
-        self.put(mount, op.target, directory=os.path.isdir(source))
+        directory = os.path.isdir(source)
+        try:
+            self.put(mount, op.target, directory=directory)
+        except KernelError as error:
+            if error.errno != errno.EINVAL or op.shared or self._is_directory(op.target) == directory:
+                raise
+            kinds = "a directory, and {} is none" if directory else "no directory, and {} is one"
+            raise BoxFailed(
+                f"volumes: '{op.source}:{op.target}': {source} is {kinds.format(op.target)} (accepted: two of a kind)"
+            ) from None
+
+    def _is_directory(self, path: str) -> bool:
+        fd = self.doors.open_in(self.root, path)
+        try:
+            return stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
 
     def _let_through(self, path: str, uid: int, gid: int) -> None:
         """Let the test's user get to `path`: pytest's base temp lies in a directory that only its maker may enter."""

@@ -126,7 +126,7 @@ def test_ports_are_published_as_docker_writes_it(value: object, ports: tuple[Por
         ("a:b:c", "'c' is no port"),
         (["80", "80"], "the box's port 80/tcp is published twice"),
         (["9:80", "9:81"], "the host's port 9/tcp is wanted twice"),
-        (None, "'' is no port"),
+        (None, "None is no port"),
     ],
 )
 def test_what_is_wrong_with_a_port_is_told(value: object, reason: str):

@@ -299,6 +299,19 @@ def test_a_missing_volume_is_named(warden: Warden) -> None:
         warden.acquire(Spec(volumes=(Volume("/does/not/exist", "/x"),)))
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ("/tmp", "/dev/null", "/tmp is a directory, and /dev/null is none"),
+        ("/etc/passwd", "/tmp", "/etc/passwd is no directory, and /tmp is one"),
+    ],
+)
+def test_a_volume_and_its_place_are_two_of_a_kind(warden: Warden, source: str, target: str, told: str) -> None:
+    with pytest.raises(BoxFailed) as caught:
+        warden.acquire(Spec(volumes=(Volume(source, target),)))
+    assert str(caught.value) == f"volumes: '{source}:{target}': {told} (accepted: two of a kind)"
+
+
 def test_a_tmpfs_has_its_size_and_begins_empty(warden: Warden) -> None:
     def fill() -> tuple[list[str], int]:
         before = os.listdir("/t")

@@ -60,7 +60,8 @@ class Comparison:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise pytest.UsageError(f"--sandbox-baseline={self._name}: {error}") from None
+            accepted = "a new file, or one that --sandbox-baseline has written"
+            raise pytest.UsageError(f"--sandbox-baseline={self._name}: {error} (accepted: {accepted})") from None
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Compare, or keep what was used; a growth makes an otherwise good run fail."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import itertools
 import mmap
 
 import pytest
@@ -31,6 +33,11 @@ def smaps(anonymous=65536, huge=0, flags="r--p", inode=0, path=""):
 
 def test_a_large_full_anonymous_mapping_is_found():
     assert large_mappings(smaps()) == [(0x7F0000000000, 0x7F0004000000)]
+
+
+def test_a_mapping_is_found_again_when_it_has_grown_by_enough():
+    assert large_mappings(smaps(huge=65536 - 4096)) == [(0x7F0000000000, 0x7F0004000000)]
+    assert large_mappings(smaps(huge=65536 - 2048)) == []
 
 
 @pytest.mark.parametrize(
@@ -91,17 +98,25 @@ def test_nothing_is_looked_at_when_too_few_tests_are_left_or_between_looks(monke
     assert looks == [1]
 
 
-def test_a_kernel_that_folds_nothing_is_asked_once(monkeypatch):
-    asked = []
+@pytest.mark.parametrize(("number", "asked"), [(errno.EINVAL, 1), (errno.ENOMEM, 1), (errno.EAGAIN, 3)])
+def test_a_kernel_that_folds_nothing_is_asked_once_and_one_that_cannot_now_again(monkeypatch, number, asked):
+    places = []
 
     def refuse(address, length):
-        asked.append(address)
-        raise KernelError("madvise", "", 22)
+        places.append(address)
+        raise KernelError("madvise", "", number)
+
+    numbers = itertools.count(16)
+
+    def moved():
+        number = next(numbers)
+        return smaps().replace("7f0000000000-7f0004000000", f"7f{number:02x}00000000-7f{number:02x}04000000")
 
     monkeypatch.setattr(hugepages, "collapse", refuse)
-    monkeypatch.setattr(hugepages, "_smaps", smaps)
-    monkeypatch.setattr(hugepages, "_resident", lambda: 1 << 40)
+    monkeypatch.setattr(hugepages, "_smaps", moved)
+    sizes = itertools.count(1)
+    monkeypatch.setattr(hugepages, "_resident", lambda: next(sizes) << 30)
     pages = HugePages()
     for _ in range(3 * LOOK_EVERY):
         pages.before_fork(1000)
-    assert len(asked) == 1
+    assert len(places) == asked

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
-from pytest_nsbox.policy.errors import KernelError
+from pytest_nsbox.policy.errors import BoxFailed, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,3 +37,18 @@ def make_mount_point(doors: Doors, root: int, target: str, *, directory: bool) -
     finally:
         os.close(above)
     return made
+
+
+def check_kind(doors: Doors, root: int, volume: tuple[str, str], *, directory: bool) -> None:
+    """Raise BoxFailed if one of a volume, which is (source, target), is a directory and the other one is not."""
+    source, target = volume
+    point = doors.open_in(root, target)
+    try:
+        if stat.S_ISDIR(os.fstat(point).st_mode) == directory:
+            return
+    finally:
+        os.close(point)
+    kinds = "a directory, and {} is none" if directory else "no directory, and {} is one"
+    raise BoxFailed(
+        f"volumes: '{source}:{target}': {source} is {kinds.format(target)} (accepted: two of a kind)"
+    ) from None

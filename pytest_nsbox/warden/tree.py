@@ -25,7 +25,7 @@ from pytest_nsbox.policy.record import record
 from pytest_nsbox.warden.changes import Layer
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
 from pytest_nsbox.warden.late import is_gone
-from pytest_nsbox.warden.points import make_mount_point
+from pytest_nsbox.warden.points import check_kind, make_mount_point
 from pytest_nsbox.warden.stale import hide
 
 TYPE_CHECKING = False
@@ -339,19 +339,10 @@ class _Builder:
         try:
             self.put(mount, op.target, directory=directory)
         except KernelError as error:
-            if error.errno != errno.EINVAL or op.shared or self._is_directory(op.target) == directory:
+            if error.errno != errno.EINVAL or op.shared:
                 raise
-            kinds = "a directory, and {} is none" if directory else "no directory, and {} is one"
-            raise BoxFailed(
-                f"volumes: '{op.source}:{op.target}': {source} is {kinds.format(op.target)} (accepted: two of a kind)"
-            ) from None
-
-    def _is_directory(self, path: str) -> bool:
-        fd = self.doors.open_in(self.root, path)
-        try:
-            return stat.S_ISDIR(os.fstat(fd).st_mode)
-        finally:
-            os.close(fd)
+            check_kind(self.doors, self.root, (op.source, op.target), directory=directory)
+            raise
 
     def _let_through(self, path: str, uid: int, gid: int) -> None:
         """Let the test's user get to `path`: pytest's base temp lies in a directory that only its maker may enter."""

@@ -11,11 +11,14 @@ collected or reported.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_nsbox.kernel.memory import collapse
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import os, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB: Final = 1 << 20
 LARGE: Final = 4 * MIB  # mappings below this are left alone: the least that surely holds a whole huge page
@@ -34,8 +37,11 @@ class HugePages:
         self._tests = 0
         self._works = True
 
-    def before_fork(self, tests_left: int) -> None:
-        """Look now and then; costs a few microseconds otherwise."""
+    def before_fork(self, tests_left: int, unpin: Callable[[], None]) -> None:
+        """Look now and then; costs a few microseconds otherwise.
+
+        unpin  called before anything is folded: nobody can move a page that is pinned (see `pages`)
+        """
         self._tests += 1
         if not self._works or tests_left < REPAID_BY or self._tests % LOOK_EVERY != 1:
             return
@@ -43,16 +49,18 @@ class HugePages:
         if resident - self._resident < GROWN:
             return
         self._resident = resident
-        for start, end in large_mappings(_smaps()):
-            if (start, end) not in self._folded:
-                self._folded.add((start, end))
-                try:
-                    collapse(start, end - start)
-                except KernelError as error:
-                    # Pages that are pinned (see `pages`) stay as they are, and all others of the mapping are folded.
-                    if error.errno != errno.EAGAIN:  # an older kernel, no huge page free, or forbidden
-                        self._works = False
-                        return
+        new = [mapping for mapping in large_mappings(_smaps()) if mapping not in self._folded]
+        if new:
+            unpin()
+        for start, end in new:
+            self._folded.add((start, end))
+            try:
+                collapse(start, end - start)
+            except KernelError as error:
+                # Some page was in use, and all others of the mapping are folded.
+                if error.errno != errno.EAGAIN:  # an older kernel, no huge page free, or forbidden
+                    self._works = False
+                    return
 
 
 def large_mappings(smaps: str) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ class Launcher:
         attempt.keywords = child.keywords
         attempt.random_state = random.getstate()
         flush_terminal(self.config)
-        self._huge_pages.before_fork(self.tests_left)
+        self._huge_pages.before_fork(self.tests_left, self._pages.learn_again)
         watch_again = output.pause_faulthandler_timer(self.config)
         attempt.started = time.perf_counter()
         # An exception of a signal's handler would be lost inside of os.fork, or lose us the process.

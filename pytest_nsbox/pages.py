@@ -38,6 +38,14 @@ class Pages:
             self._tests, self._seen = 1, None
         return self._works and self._tests in LEARN_FROM and tests_left > REPAID_BY
 
+    def learn_again(self) -> None:
+        """The pages go elsewhere: pin none, and ask the next tests."""
+        pins, self._pins = self._pins, None
+        if pins is not None:
+            with contextlib.suppress(KernelError):
+                pins.release()
+        self._tests, self._seen = 1, None
+
     def learn(self, pages: object) -> None:
         """Take what a test told: rubbish costs time, and nothing else."""
         if not isinstance(pages, list) or not all(type(page) is int and 0 < page < 1 << 52 for page in pages):

@@ -17,6 +17,7 @@ _MADV_COLLAPSE = 25  # Linux 6.1
 _SYS_IO_URING_SETUP = 425
 _SYS_IO_URING_REGISTER = 427
 _REGISTER_BUFFERS = 0
+_UNREGISTER_BUFFERS = 1
 _MOST_RANGES = 1 << 14  # IORING_MAX_REG_BUFFERS
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -53,8 +54,15 @@ class Pins:
             os.close(self.fd)
             raise
 
+    def release(self) -> None:
+        """Let the memory go, now; in a forked child, where it is the parent's memory, use `close`."""
+        try:
+            libc.syscall("io_uring_register", "no buffers", _SYS_IO_URING_REGISTER, self.fd, _UNREGISTER_BUFFERS, 0, 0)
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """Let the memory go. In a forked child this only closes the descriptor that it inherited."""
+        """Let the memory go at some time. In a forked child this only closes the descriptor that it inherited."""
         os.close(self.fd)
 
 

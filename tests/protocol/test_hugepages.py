@@ -11,7 +11,7 @@ import pytest
 
 from pytest_nsbox import hugepages
 from pytest_nsbox.hugepages import LOOK_EVERY, MIB, REPAID_BY, HugePages, large_mappings
-from pytest_nsbox.kernel.memory import collapse
+from pytest_nsbox.kernel.memory import Pins, collapse
 from pytest_nsbox.policy.errors import KernelError
 
 SMAPS = """\
@@ -29,6 +29,10 @@ AnonHugePages:         0 kB
 
 def smaps(anonymous=65536, huge=0, flags="r--p", inode=0, path=""):
     return SMAPS.format(anonymous=anonymous, huge=huge, flags=flags, inode=inode, path=path)
+
+
+def unpinned():
+    """Nothing was pinned."""
 
 
 def test_a_large_full_anonymous_mapping_is_found():
@@ -63,7 +67,7 @@ def test_the_heap_of_a_process_is_put_into_huge_pages_when_enough_tests_are_left
     except KernelError as error:
         pytest.skip(f"this kernel folds no memory: {error}")
     pages = HugePages()
-    pages.before_fork(REPAID_BY)
+    pages.before_fork(REPAID_BY, unpinned)
     assert huge_kilobytes(address) > 50 * 1024
     assert memory[4096] == 1
 
@@ -90,11 +94,11 @@ def test_nothing_is_looked_at_when_too_few_tests_are_left_or_between_looks(monke
 
     monkeypatch.setattr(hugepages, "_resident", look)
     pages = HugePages()
-    pages.before_fork(REPAID_BY - 1)
+    pages.before_fork(REPAID_BY - 1, unpinned)
     assert looks == []
     pages = HugePages()
     for _ in range(LOOK_EVERY):
-        pages.before_fork(1000)
+        pages.before_fork(1000, unpinned)
     assert looks == [1]
 
 
@@ -118,5 +122,42 @@ def test_a_kernel_that_folds_nothing_is_asked_once_and_one_that_cannot_now_again
     monkeypatch.setattr(hugepages, "_resident", lambda: next(sizes) << 30)
     pages = HugePages()
     for _ in range(3 * LOOK_EVERY):
-        pages.before_fork(1000)
+        pages.before_fork(1000, unpinned)
     assert len(places) == asked
+
+
+def test_pins_are_let_go_only_where_something_is_folded(monkeypatch):
+    done = []
+    sizes = itertools.count(1)
+    monkeypatch.setattr(hugepages, "collapse", lambda address, length: done.append("folded"))
+    monkeypatch.setattr(hugepages, "_smaps", smaps)
+    monkeypatch.setattr(hugepages, "_resident", lambda: next(sizes) << 30)
+    pages = HugePages()
+    for _ in range(3 * LOOK_EVERY):
+        pages.before_fork(1000, lambda: done.append("let go"))
+    assert done == ["let go", "folded"]
+
+
+def test_pages_that_were_pinned_can_be_folded_as_soon_as_they_are_released():
+    memory = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    try:
+        pins = Pins([(address + number * MIB, 4096) for number in range(64)])
+    except KernelError as error:
+        pytest.skip(f"nothing is pinned here: {error}")
+    try:
+        collapse(address, len(memory))
+    except KernelError as error:
+        if error.errno != errno.EAGAIN:
+            pytest.skip(f"this kernel folds no memory: {error}")
+    assert huge_kilobytes(address) < 10 * 1024
+    pins.release()
+    try:
+        collapse(address, len(memory))
+    except KernelError as error:
+        if error.errno == errno.ENOMEM:
+            pytest.skip(f"no huge page is free: {error}")
+        raise
+    assert huge_kilobytes(address) > 50 * 1024

@@ -152,12 +152,12 @@ class Ahead:
         item = attempt.item
         for frame, made in zip(plain.reports, plain.made, strict=True):
             report = made or self._follower.read_report(attempt, frame)
-            self._follower.take_attributes(item, frame)
             if report.when == "teardown":
                 self._boxes.ended(attempt, report)
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         for frame in (*plain.reports, plain.end):
+            self._follower.take_attributes(item, frame)
             for data in frame.get("warnings", ()):
                 foresight.record_warning(item, warning_from_data(data))
 

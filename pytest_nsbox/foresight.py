@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
-
-import pytest
 
 from pytest_nsbox.internals import OWN
 
 if TYPE_CHECKING:
     import warnings
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    import pytest
 
 
 def only_own(hooks: Any, names: Iterable[str], *others: str) -> bool:

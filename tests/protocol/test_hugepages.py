@@ -35,6 +35,14 @@ def unpinned():
     """Nothing was pinned."""
 
 
+def used_memory():
+    """64 MiB, every page of which was written to, and their address."""
+    memory = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+    return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
 def test_a_large_full_anonymous_mapping_is_found():
     assert large_mappings(smaps()) == [(0x7F0000000000, 0x7F0004000000)]
 
@@ -58,10 +66,7 @@ def test_other_mappings_are_left_alone(text):
 
 
 def test_the_heap_of_a_process_is_put_into_huge_pages_when_enough_tests_are_left():
-    memory = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for place in range(0, len(memory), 4096):
-        memory[place] = 1
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    memory, address = used_memory()
     try:
         collapse(address, 4 * MIB)
     except KernelError as error:
@@ -139,10 +144,7 @@ def test_pins_are_let_go_only_where_something_is_folded(monkeypatch):
 
 
 def test_pages_that_were_pinned_can_be_folded_as_soon_as_they_are_released():
-    memory = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for place in range(0, len(memory), 4096):
-        memory[place] = 1
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    memory, address = used_memory()
     try:
         pins = Pins([(address + number * MIB, 4096) for number in range(64)])
     except KernelError as error:

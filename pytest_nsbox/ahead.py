@@ -1,7 +1,7 @@
 """Tests forked ahead: while one test runs, the process of the next one enters its box and waits for its turn.
 
 Only where nobody could tell. A process forked ahead has not seen what pytest's own does between two tests, so that may
-be no more than log the reports of a test that passed, to reporters of pytest's. `Ahead._may_be_ahead` holds the
+be no more than log the reports of a test that passed, to reporters that only listen. `Ahead._may_be_ahead` holds the
 conditions before the fork, `_Plain` those after it; a test that is anything else goes the ordinary way through
 `protocol`, with the process that it has, and what was forked ahead of its time is thrown away.
 
@@ -23,21 +23,21 @@ from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_
 from pytest_nsbox.warned import warning_from_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from pluggy import HookCaller
+    from pluggy import HookCaller, HookImpl
 
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.follow import Follower
     from pytest_nsbox.placement import Placement
 
 # Whoever implements one of these is told of every test in pytest's process, and may keep what the next test reads.
+_ASKED: Final = ("pytest_runtest_protocol", "pytest_runtest_setup")
+# So may whoever implements one of these, unless he only listens.
 _TOLD: Final = (
-    "pytest_runtest_protocol",
     "pytest_runtest_logstart",
     "pytest_runtest_logreport",
     "pytest_runtest_logfinish",
-    "pytest_runtest_setup",
     "pytest_warning_recorded",
 )
 _PASSED: Final = (["setup", "call", "teardown"], ["setup", "teardown"])  # the latter skips in its setup
@@ -71,7 +71,8 @@ class Ahead:
         self._unlogged: tuple[Attempt, _Plain] | None = None  # ended, while the next one runs already
         self._told: pytest.Item | None = None  # its start was logged, and its ordinary protocol is still to come
         # pytest's own loop runs the items in their order; xdist's loop hears of its next item from elsewhere
-        self._in_order = foresight.only_own(session.config.hook, ["pytest_runtestloop"])
+        self._in_order = not foresight.strangers(session.config.hook, ["pytest_runtestloop"])
+        self._listeners = foresight.Listeners(session.config)
         self._place = 0
 
     def run(self, caller: HookCaller, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
@@ -136,6 +137,8 @@ class Ahead:
         self._follower.take_end(plain.end)
         self._unlogged = attempt, plain
         self._follower.ran.append(item)
+        if self._strangers(item, _TOLD):  # who may stop the run when he hears of this test
+            self._log_rest()
         parked, session = self._parked, self._session
         goes_on = parked is not None and self._in_order and not (session.shouldstop or session.shouldfail)
         if parked is not None and goes_on and self._admit(parked, wait=False):
@@ -255,8 +258,13 @@ class Ahead:
             and self._follower.shell is None
             and not any(True for mark in item.iter_markers() if mark.name in ("skip", "skipif"))
             and foresight.collectors_are_ready(item)
-            and foresight.only_own(item.ihook, _TOLD, "xdist.", *foresight.alike_in_child(item))
+            and not self._strangers(item, _ASKED)
+            and all(self._listeners.listens_only(impl.plugin) for impl in self._strangers(item, _TOLD))
             and foresight.fixtures_are_ready(
                 item, self._placement.on_host(item, list(internals.outer_fixture_names(item)))
             )
         )
+
+    @staticmethod
+    def _strangers(item: pytest.Item, names: Sequence[str]) -> list[HookImpl]:
+        return foresight.strangers(item.ihook, names, "xdist.", *foresight.alike_in_child(item))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_nsbox.internals import OWN
@@ -12,15 +14,107 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import pytest
+    from pluggy import HookImpl
+
+# Hooks that are called in pytest's process alone, if not for a test that is to run in it.
+_OUTSIDE: Final = frozenset(
+    [
+        "pytest_addhooks",
+        "pytest_addoption",
+        "pytest_cmdline_main",
+        "pytest_cmdline_parse",
+        "pytest_collection",
+        "pytest_collection_finish",
+        "pytest_collection_modifyitems",
+        "pytest_collectreport",
+        "pytest_collectstart",
+        "pytest_configure",
+        "pytest_deselected",
+        "pytest_ignore_collect",
+        "pytest_internalerror",
+        "pytest_itemcollected",
+        "pytest_keyboard_interrupt",
+        "pytest_load_initial_conftests",
+        "pytest_plugin_registered",
+        "pytest_report_collectionfinish",
+        "pytest_report_header",
+        "pytest_report_teststatus",
+        "pytest_runtest_logfinish",
+        "pytest_runtest_logreport",
+        "pytest_runtest_logstart",
+        "pytest_runtestloop",
+        "pytest_sessionfinish",
+        "pytest_sessionstart",
+        "pytest_terminal_summary",
+        "pytest_unconfigure",
+        "pytest_warning_recorded",
+    ]
+)
 
 
-def only_own(hooks: Any, names: Iterable[str], *others: str) -> bool:
-    """Whether nobody implements the named hooks but pytest, this plugin, and modules with a prefix of `others`."""
+def strangers(hooks: Any, names: Iterable[str], *others: str) -> list[HookImpl]:
+    """The implementations of the named hooks besides those of pytest, this plugin, and modules with a prefix of
+    `others`.
+    """
     known = (OWN, "pytest_nsbox.", *others)
-    return all(
-        str(getattr(impl.function, "__module__", "")).startswith(known)
-        for name in names
-        for impl in getattr(hooks, name).get_hookimpls()
+    impls = (impl for name in names for impl in getattr(hooks, name).get_hookimpls())
+    return [impl for impl in impls if not str(getattr(impl.function, "__module__", "")).startswith(known)]
+
+
+class Listeners:
+    """Plugins that hear of tests and have no part in them: a reporter that somebody installed."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._suite = (config.rootpath, config.invocation_params.dir)
+        self._manager = config.pluginmanager
+        self._told: dict[int, bool] = {}  # by the plugin's id
+
+    def listens_only(self, plugin: object) -> bool:
+        """Whether nothing of its package runs in a test's process, and it is not the suite's own, whose tests may ask
+        it what it heard.
+        """
+        key = id(plugin)
+        if key not in self._told:
+            self._told[key] = self._find_out(_module_of(plugin))
+        return self._told[key]
+
+    def _find_out(self, module: str) -> bool:
+        package = _package(module)
+        if not package or self._is_of_suite(module):
+            return False
+        return not any(
+            self._has_part(plugin) for plugin in self._manager.get_plugins() if _package(_module_of(plugin)) == package
+        )
+
+    def _has_part(self, plugin: object) -> bool:
+        callers = self._manager.get_hookcallers(plugin) or ()
+        owners = (plugin,) if isinstance(plugin, ModuleType) else type(plugin).__mro__
+        return any(caller.name not in _OUTSIDE for caller in callers) or any(
+            _is_fixture(value) for owner in owners for value in vars(owner).values()
+        )
+
+    def _is_of_suite(self, module: str) -> bool:
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is None:
+            return True
+        path = Path(file)
+        if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+            return False
+        return path.name == "conftest.py" or any(path.is_relative_to(directory) for directory in self._suite)
+
+
+def _module_of(plugin: object) -> str:
+    return str(getattr(plugin, "__name__", "") if isinstance(plugin, ModuleType) else type(plugin).__module__)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_fixture(value: object) -> bool:
+    # Before pytest 8.4 it is the function, with a mark.
+    return type(value).__name__ == "FixtureFunctionDefinition" or (
+        isinstance(value, FunctionType) and hasattr(value, "_pytestfixturefunction")
     )
 
 

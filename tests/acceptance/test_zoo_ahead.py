@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +119,74 @@ def test_a_plugin_that_hears_of_tests_keeps_them_in_turn(runs: Runs):
     run = runs.run(runs.write(SUITE, "boxed"), "-k", "test_in_a_row")
     for before, name in itertools.pairwise(ROW):
         assert time_of(run, name, "born") >= time_of(run, before, "ended") - 0.01  # the clock ticks of a start
+
+
+LISTENER = """
+    import pytest
+
+    class Listener:
+        def __init__(self, config):
+            self.stop_after = config.getoption("stop_after")
+            self.config = config
+
+        def pytest_runtest_logreport(self, report):
+            if report.when == "teardown" and report.nodeid.endswith(f"[{self.stop_after}]"):
+                self.config.pluginmanager.get_plugin("session").shouldstop = "heard enough"
+
+    def pytest_addoption(parser):
+        parser.addoption("--stop-after", type=int)
+
+    def pytest_configure(config):
+        config.pluginmanager.register(Listener(config))
+"""
+
+
+@pytest.fixture
+def listener(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plugin that somebody installed: beside the suite, and found by Python."""
+    directory = pytester.path / "installed"
+    directory.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
+    file = directory / "listener.py"
+    file.write_text(textwrap.dedent(LISTENER), encoding="utf-8")
+    return file
+
+
+def test_a_row_is_forked_ahead_beside_a_plugin_that_only_listens(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, listener: Path
+):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    directory = runs.write(SUITE, "boxed")
+    words = ("-p", "listener", "-k", "test_in_a_row")
+    assert is_ahead(runs.run(directory, *words))
+    (directory / "listener.py").write_bytes(listener.read_bytes())
+    assert not is_ahead(runs.run(directory, *words)), "the suite's own"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "@pytest.fixture\ndef heard(): pass\n",
+        "def pytest_runtest_call(item): pass\n",
+        "def pytest_runtest_setup(item): pass\n",
+    ],
+    ids=["a fixture", "a hook in the test's process", "a hook before it"],
+)
+def test_a_plugin_that_listens_and_has_a_part_in_the_test_keeps_tests_in_turn(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, listener: Path, part: str
+):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    listener.write_text(listener.read_text(encoding="utf-8") + part, encoding="utf-8")
+    assert not is_ahead(runs.run(runs.write(SUITE, "boxed"), "-p", "listener", "-k", "test_in_a_row"))
+
+
+@pytest.mark.usefixtures("listener")
+def test_who_only_listens_may_stop_the_run_after_any_test(runs: Runs):
+    words = ("-p", "listener", "--stop-after=3", "-k", "test_in_a_row")
+    plain, boxed = (without_times(run) for run in runs.both(SUITE, *words))
+    assert_same(plain, boxed)
+    boxed.result.stdout.fnmatch_lines(["*heard enough*"])
+    boxed.result.assert_outcomes(passed=4, deselected=plain.result.parseoutcomes()["deselected"])
 
 
 def test_endings_of_tests_that_were_forked_ahead(runs: Runs):

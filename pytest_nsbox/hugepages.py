@@ -3,22 +3,25 @@
 With 500 MB in pages of 4 KiB a fork takes some 20 ms, in huge pages (2 MiB) about 1 ms. To fold them costs about 2.4 ms
 per MiB, once, so it is done where the tests left repay it. Source: madvise(2), MADV_COLLAPSE (Linux 6.1).
 
-Python's small objects lie in arenas of 1 MiB, which the kernel joins to mappings of some 4 to 16 MiB. Those that tests
-write to fall apart into small pages again, one entry each; most of a large heap is nobody's any more but was imported,
-collected or reported.
+Python's small objects lie in arenas of 1 MiB, which the kernel joins to mappings of some 4 to 16 MiB. Where every test
+writes a huge page would fall apart with the next fork, and those of its pages that are pinned (see `pages`) would keep
+the others from being shared: such an area stays in small pages. Most of a large heap is nobody's any more but was
+imported, collected or reported. It falls apart bit by bit where each test has its own item, and all of it in a full
+collection of garbage; so it is folded anew whenever the heap has grown.
 """
 
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from pytest_nsbox.kernel.memory import collapse
+from pytest_nsbox.kernel.memory import HUGE_PAGE, PAGE, collapse
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import os, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 MIB: Final = 1 << 20
 LARGE: Final = 4 * MIB  # mappings below this are left alone: the least that surely holds a whole huge page
@@ -26,21 +29,24 @@ FULL: Final = 0.8  # of a mapping must be in memory: the kernel fills the holes 
 GROWN: Final = 16 * MIB  # since the last look: less is not worth another one
 REPAID_BY: Final = 60  # forks
 LOOK_EVERY: Final = 16  # tests
+FEW: Final = 16  # small pages that every test writes to do not keep the others of an area from being folded
+_NOT_NOW: Final = (errno.ENOMEM, errno.EBUSY)  # no huge page is free, or our cgroup has no room for one
 
 
 class HugePages:
     """Folds the large mappings of pytest's process when it has grown and enough tests are left."""
 
     def __init__(self) -> None:
-        self._folded: set[tuple[int, int]] = set()
+        self._folded: set[int] = set()  # numbers of areas, each as large as a huge page
         self._resident = 0
         self._tests = 0
+        self._due = False
         self._works = True
 
-    def before_fork(self, tests_left: int, unpin: Callable[[], None]) -> None:
-        """Look now and then; costs a few microseconds otherwise.
+    def before_fork(self, tests_left: int, ask: Callable[[], bool]) -> None:
+        """Look now and then if the heap has grown; costs a few microseconds otherwise.
 
-        unpin  called before anything is folded: nobody can move a page that is pinned (see `pages`)
+        ask  has tests tell which pages they write to, whereupon `settle` is called; False if none will
         """
         self._tests += 1
         if not self._works or tests_left < REPAID_BY or self._tests % LOOK_EVERY != 1:
@@ -49,18 +55,51 @@ class HugePages:
         if resident - self._resident < GROWN:
             return
         self._resident = resident
-        new = [mapping for mapping in large_mappings(_smaps()) if mapping not in self._folded]
-        if new:
-            unpin()
-        for start, end in new:
-            self._folded.add((start, end))
-            try:
-                collapse(start, end - start)
-            except KernelError as error:
-                # Some page was in use, and all others of the mapping are folded.
-                if error.errno != errno.EAGAIN:  # an older kernel, no huge page free, or forbidden
-                    self._works = False
-                    return
+        self._due = True
+        if not ask():
+            self.settle([])
+
+    def settle(self, written: list[int]) -> list[int]:
+        """Fold what is due, while nothing is pinned; return which of the pages (numbers) that every test writes to are
+        to be pinned.
+        """
+        if self._due:
+            self._due = False
+            self._fold(Counter(map(_area, written)))
+        return [page for page in written if _area(page) not in self._folded]
+
+    def _fold(self, written: Counter[int]) -> None:
+        self._folded = {area for area in self._folded if written[area] < FEW}
+        for mapping in large_mappings(_smaps()):
+            for areas in _runs(area for area in _areas(*mapping) if written[area] < FEW):
+                try:
+                    collapse(areas.start * HUGE_PAGE, len(areas) * HUGE_PAGE)
+                except KernelError as error:
+                    # Some page was in use, and all others are folded.
+                    if error.errno != errno.EAGAIN:
+                        self._works = error.errno in _NOT_NOW  # else an older kernel, or forbidden
+                        return
+                self._folded.update(areas)
+
+
+def _area(page: int) -> int:
+    return page * PAGE // HUGE_PAGE
+
+
+def _areas(start: int, end: int) -> range:
+    return range(-(-start // HUGE_PAGE), end // HUGE_PAGE)
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[range]:
+    run = range(0)
+    for number in numbers:
+        if number != run.stop:
+            if run:
+                yield run
+            run = range(number, number)
+        run = range(run.start, number + 1)
+    if run:
+        yield run
 
 
 def large_mappings(smaps: str) -> list[tuple[int, int]]:

@@ -13,7 +13,6 @@ from pytest_nsbox import output, timeouts
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import flush_terminal
 from pytest_nsbox.forking import fork_into
-from pytest_nsbox.hugepages import HugePages
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.relay import Channel
@@ -53,7 +52,6 @@ class Launcher:
         self._follower = follower
         self._terminal = terminal
         self._pages = pages
-        self._huge_pages = HugePages()
         self._become = become  # called in each child, inside the fork
 
     def close(self) -> None:
@@ -70,7 +68,6 @@ class Launcher:
         attempt.keywords = child.keywords
         attempt.random_state = random.getstate()
         flush_terminal(self.config)
-        self._huge_pages.before_fork(self.tests_left, self._pages.learn_again)
         watch_again = output.pause_faulthandler_timer(self.config)
         attempt.started = time.perf_counter()
         # An exception of a signal's handler would be lost inside of os.fork, or lose us the process.

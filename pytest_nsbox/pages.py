@@ -1,23 +1,27 @@
 """The pages of pytest's memory that every test writes to, copied by the fork itself.
 
 After a fork the first write to a page, on either side, is a page fault: about 1,300 in a test's process and a thousand
-in pytest's, for the reference counts that Python keeps in its objects. It is the same pages again and again. So the
-second and the third test tell which ones theirs were, and those of both are pinned, which makes the kernel copy them in
-the fork: half the price of a fault, and none on pytest's side. Nothing but the time it takes can tell the difference.
+in pytest's, for the reference counts that Python keeps in its objects. It is the same pages again and again. So two of
+the first tests tell which ones theirs were, and those of both are pinned, which makes the kernel copy them in the fork:
+half the price of a fault, and none on pytest's side. Nothing but the time it takes can tell the difference.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from pytest_nsbox.hugepages import HugePages
 from pytest_nsbox.kernel.memory import PAGE, Pins, anonymous_mappings, as_ranges, written_since_fork
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import read_text
 
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
 MOST: Final = 4096  # pages; a test that writes to more is not like the others
-LEARN_FROM: Final = (2, 3)  # which tests, counted from the last time of learning
+LEARN_FROM: Final = range(2, 6)  # which tests, counted from the last time of learning; two are enough
 LEARN_EVERY: Final = 500  # tests: pytest's own memory moves on
 REPAID_BY: Final = 30  # tests
 
@@ -26,39 +30,50 @@ class Pages:
     """pytest's process."""
 
     def __init__(self) -> None:
+        self._huge_pages = HugePages()
         self._works = True
+        self._asks = True
         self._tests = 0
         self._seen: set[int] | None = None
         self._pins: Pins | None = None
 
     def before_fork(self, tests_left: int) -> bool:
         """Count a test; return whether it is to tell the pages that it wrote to."""
+        self._huge_pages.before_fork(tests_left, self._ask)
         self._tests += 1
         if self._tests > LEARN_EVERY:
-            self._tests, self._seen = 1, None
-        return self._works and self._tests in LEARN_FROM and tests_left > REPAID_BY
+            self._tests = 1
+            self._ask()
+        tells = self._asks and self._tests in LEARN_FROM and tests_left > REPAID_BY
+        if tells:  # a page that the fork copied would look as if the test had written to it
+            self._let_go()
+        return tells
 
-    def learn_again(self) -> None:
-        """The pages go elsewhere: pin none, and ask the next tests."""
-        pins, self._pins = self._pins, None
-        if pins is not None:
-            with contextlib.suppress(KernelError):
-                pins.release()
-        self._tests, self._seen = 1, None
+    def _ask(self) -> bool:
+        """Ask the next tests; False if nothing can be pinned here."""
+        self._asks, self._seen = self._works, None
+        self._tests = min(self._tests, 1)
+        return self._works
 
     def learn(self, pages: object) -> None:
         """Take what a test told: rubbish costs time, and nothing else."""
-        if not isinstance(pages, list) or not all(type(page) is int and 0 < page < 1 << 52 for page in pages):
+        if not self._asks or not _are_pages(pages):
             return
         if not self._seen:
             self._seen = set(pages)
             return
         common, self._seen = sorted(self._seen.intersection(pages)), None
-        if common and len(common) <= MOST:
-            self._pin(common)
+        self._asks = False
+        if common and len(common) <= MOST and (chosen := self._huge_pages.settle(common)):
+            self._pin(chosen)
+
+    def _let_go(self) -> None:
+        pins, self._pins = self._pins, None
+        if pins is not None:
+            with contextlib.suppress(KernelError):
+                pins.release()
 
     def _pin(self, pages: list[int]) -> None:
-        self.close()
         # Linux before 6.5 does not pin private pages of files (a library's variables).
         for choose in (list, _in_anonymous_mappings):
             with contextlib.suppress(KernelError):
@@ -71,6 +86,10 @@ class Pages:
         if self._pins is not None:
             self._pins.close()
             self._pins = None
+
+
+def _are_pages(told: object) -> TypeGuard[list[int]]:
+    return isinstance(told, list) and told != [] and all(type(page) is int and 0 < page < 1 << 52 for page in told)
 
 
 def _in_anonymous_mappings(pages: list[int]) -> list[int]:

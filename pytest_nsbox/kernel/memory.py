@@ -21,6 +21,8 @@ _UNREGISTER_BUFFERS = 1
 _MOST_RANGES = 1 << 14  # IORING_MAX_REG_BUFFERS
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+# What one entry of the second level of page tables maps: a page of them has as many entries of 8 bytes as fit.
+HUGE_PAGE = PAGE * (PAGE // 8)
 # Of an entry of pagemap: mapped only here; in memory.
 _EXCLUSIVE = 1 << 56
 _PRESENT = 1 << 63
@@ -95,17 +97,29 @@ def _private(maps: str) -> list[tuple[int, int, str]]:
 def written_since_fork(most: int) -> list[int]:
     """In a forked process: numbers of the pages that it has to itself, mostly because it wrote to them.
 
-    Not many more than `most`. OSError if the process may not look into itself. Source: proc(5), pagemap.
+    Not many more than `most`. A whole huge page is not among them: it looks like that to one side when the other has
+    just got small ones in its place. OSError if the process may not look into itself. Source: proc(5), pagemap.
     """
+    per_huge_page = HUGE_PAGE // PAGE
     pages: list[int] = []
     fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for start, end, _ in _private(read_text("/proc/self/maps")):
             first = start // PAGE
             entries = memoryview(os.pread(fd, (end - start) // PAGE * 8, first * 8)).cast("Q")
-            pages += [first + number for number, entry in enumerate(entries) if entry & _PRESENT and entry & _EXCLUSIVE]
+            own = [first + number for number, entry in enumerate(entries) if entry & _PRESENT and entry & _EXCLUSIVE]
+            if len(own) >= per_huge_page:
+                own = _without_whole(own, per_huge_page)
+            pages += own
             if len(pages) > most:
                 break
     finally:
         os.close(fd)
     return pages
+
+
+def _without_whole(pages: list[int], per_huge_page: int) -> list[int]:
+    found: dict[int, list[int]] = {}
+    for page in pages:
+        found.setdefault(page // per_huge_page, []).append(page)
+    return [page for area in found.values() if len(area) < per_huge_page for page in area]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import resource
@@ -66,6 +67,38 @@ def test_a_child_tells_which_pages_it_wrote_to(area: tuple[mmap.mmap, int]):
     told = {page - first for page in in_a_process(write)}
     assert told.issuperset(wanted)
     assert len(told.intersection(range(PAGES))) < 20
+
+
+def test_a_huge_page_that_the_parent_has_broken_up_is_not_what_the_child_wrote():
+    huge = memory.HUGE_PAGE
+    content = mmap.mmap(-1, 3 * huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(content))
+    start = -(-address // huge) * huge - address
+    for place in range(0, len(content), memory.PAGE):
+        content[place] = 1
+    try:
+        memory.collapse(address + start, huge)
+    except KernelError as error:
+        pytest.skip(f"this kernel folds no memory: {error}")
+    first = (address + start) // memory.PAGE
+    go_on, told = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(go_on[0], 1)
+            pages = memory.written_since_fork(100_000)
+            os.write(told[1], b"%d" % sum(0 <= page - first < huge // memory.PAGE for page in pages))
+        finally:
+            os._exit(0)
+    for place in range(start, start + huge, memory.PAGE):
+        content[place] = 2
+    os.write(go_on[1], b"x")
+    os.close(told[1])
+    count = int(os.read(told[0], 10))
+    os.waitpid(child, 0)
+    for fd in (*go_on, told[0]):
+        os.close(fd)
+    assert count < huge // memory.PAGE // 2
 
 
 def test_pinned_pages_are_copied_by_the_fork(area: tuple[mmap.mmap, int]):

@@ -10,8 +10,8 @@ import mmap
 import pytest
 
 from pytest_nsbox import hugepages
-from pytest_nsbox.hugepages import LOOK_EVERY, MIB, REPAID_BY, HugePages, large_mappings
-from pytest_nsbox.kernel.memory import Pins, collapse
+from pytest_nsbox.hugepages import FEW, LOOK_EVERY, MIB, REPAID_BY, HugePages, large_mappings
+from pytest_nsbox.kernel.memory import HUGE_PAGE, PAGE, Pins, collapse
 from pytest_nsbox.policy.errors import KernelError
 
 SMAPS = """\
@@ -31,8 +31,9 @@ def smaps(anonymous=65536, huge=0, flags="r--p", inode=0, path=""):
     return SMAPS.format(anonymous=anonymous, huge=huge, flags=flags, inode=inode, path=path)
 
 
-def unpinned():
-    """Nothing was pinned."""
+def nobody():
+    """Asked which pages are written to."""
+    return False
 
 
 def used_memory():
@@ -72,7 +73,7 @@ def test_the_heap_of_a_process_is_put_into_huge_pages_when_enough_tests_are_left
     except KernelError as error:
         pytest.skip(f"this kernel folds no memory: {error}")
     pages = HugePages()
-    pages.before_fork(REPAID_BY, unpinned)
+    pages.before_fork(REPAID_BY, nobody)
     assert huge_kilobytes(address) > 50 * 1024
     assert memory[4096] == 1
 
@@ -99,15 +100,18 @@ def test_nothing_is_looked_at_when_too_few_tests_are_left_or_between_looks(monke
 
     monkeypatch.setattr(hugepages, "_resident", look)
     pages = HugePages()
-    pages.before_fork(REPAID_BY - 1, unpinned)
+    pages.before_fork(REPAID_BY - 1, nobody)
     assert looks == []
     pages = HugePages()
     for _ in range(LOOK_EVERY):
-        pages.before_fork(1000, unpinned)
+        pages.before_fork(1000, nobody)
     assert looks == [1]
 
 
-@pytest.mark.parametrize(("number", "asked"), [(errno.EINVAL, 1), (errno.ENOMEM, 1), (errno.EAGAIN, 3)])
+@pytest.mark.parametrize(
+    ("number", "asked"),
+    [(errno.EINVAL, 1), (errno.EPERM, 1), (errno.ENOMEM, 3), (errno.EBUSY, 3), (errno.EAGAIN, 3)],
+)
 def test_a_kernel_that_folds_nothing_is_asked_once_and_one_that_cannot_now_again(monkeypatch, number, asked):
     places = []
 
@@ -127,20 +131,68 @@ def test_a_kernel_that_folds_nothing_is_asked_once_and_one_that_cannot_now_again
     monkeypatch.setattr(hugepages, "_resident", lambda: next(sizes) << 30)
     pages = HugePages()
     for _ in range(3 * LOOK_EVERY):
-        pages.before_fork(1000, unpinned)
+        pages.before_fork(1000, nobody)
     assert len(places) == asked
 
 
-def test_pins_are_let_go_only_where_something_is_folded(monkeypatch):
-    done = []
+def test_where_tests_tell_what_they_write_to_it_is_folded_when_they_have(monkeypatch):
+    folded = folding(monkeypatch)
+    asked = []
+
+    def ask():
+        asked.append(1)
+        return True
+
+    pages = HugePages()
+    pages.before_fork(1000, ask)
+    assert asked == [1]
+    assert folded == []
+    pages.settle([])
+    assert folded == [(0x7F0000000000, 64 * MIB)]
+    pages.settle([])
+    assert len(folded) == 1, "nothing is due any more"
+
+
+def folding(monkeypatch):
+    """What would be folded (address, length), in a heap of 64 MiB that grows from look to look."""
+    folded = []
     sizes = itertools.count(1)
-    monkeypatch.setattr(hugepages, "collapse", lambda address, length: done.append("folded"))
+    monkeypatch.setattr(hugepages, "collapse", lambda address, length: folded.append((address, length)))
     monkeypatch.setattr(hugepages, "_smaps", smaps)
     monkeypatch.setattr(hugepages, "_resident", lambda: next(sizes) << 30)
+    return folded
+
+
+def written(area, count):
+    """Numbers of so many pages in one of the areas of a huge page in that heap."""
+    first = (0x7F0000000000 + area * HUGE_PAGE) // PAGE
+    return list(range(first, first + count))
+
+
+def test_areas_that_every_test_writes_to_stay_as_they_are_and_are_pinned(monkeypatch):
+    folded = folding(monkeypatch)
     pages = HugePages()
-    for _ in range(3 * LOOK_EVERY):
-        pages.before_fork(1000, lambda: done.append("let go"))
-    assert done == ["let go", "folded"]
+    pages.before_fork(1000, lambda: True)
+    elsewhere = [1, 2, 3]
+    many, few = written(2, FEW), written(5, FEW - 1)
+    assert pages.settle([*elsewhere, *many, *few]) == [*elsewhere, *many]
+    assert folded == [
+        (0x7F0000000000, 2 * HUGE_PAGE),
+        (0x7F0000000000 + 3 * HUGE_PAGE, 64 * MIB - 3 * HUGE_PAGE),
+    ]
+    assert pages.settle([*many, *few]) == many, "what is folded stays folded"
+
+
+def test_an_area_that_tests_have_come_to_write_to_is_pinned_from_the_next_folding_on(monkeypatch):
+    folding(monkeypatch)
+    pages = HugePages()
+    pages.before_fork(1000, lambda: True)
+    many = written(4, FEW)
+    pages.settle([])
+    assert pages.settle(many) == []
+    for _ in range(LOOK_EVERY):
+        pages.before_fork(1000, lambda: True)
+    assert pages.settle(many) == many
 
 
 def test_pages_that_were_pinned_can_be_folded_as_soon_as_they_are_released():
@@ -163,3 +215,11 @@ def test_pages_that_were_pinned_can_be_folded_as_soon_as_they_are_released():
             pytest.skip(f"no huge page is free: {error}")
         raise
     assert huge_kilobytes(address) > 50 * 1024
+
+
+def test_a_mapping_that_fell_apart_is_folded_again_when_the_heap_has_grown(monkeypatch):
+    folded = folding(monkeypatch)
+    pages = HugePages()
+    for _ in range(2 * LOOK_EVERY):
+        pages.before_fork(1000, nobody)
+    assert folded == [(0x7F0000000000, 64 * MIB)] * 2

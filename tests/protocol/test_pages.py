@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
 from pytest_nsbox import pages
+from pytest_nsbox.hugepages import HugePages
 from pytest_nsbox.kernel.memory import PAGE
 from pytest_nsbox.policy.errors import KernelError
 
@@ -23,14 +25,24 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
         def close(self) -> None:
             found.append([])
 
+        def release(self) -> None:
+            found.append([])
+
     monkeypatch.setattr(pages, "Pins", Pins)
     return found
 
 
-def test_the_second_and_third_test_tell_and_again_after_many():
+@pytest.mark.usefixtures("pinned")
+def test_the_second_test_tells_and_those_after_it_until_two_have_and_again_after_many():
     found = pages.Pages()
-    telling = [number for number in range(1, 2 * pages.LEARN_EVERY) if found.before_fork(10_000)]
-    assert telling == [2, 3, pages.LEARN_EVERY + 2, pages.LEARN_EVERY + 3]
+    telling = []
+    for number in range(1, 2 * pages.LEARN_EVERY):
+        if found.before_fork(10_000):
+            telling.append(number)
+            if number < pages.LEARN_EVERY:
+                found.learn([] if number == 3 else [1])  # the third could not tell
+    again = pages.LEARN_EVERY + 1
+    assert telling == [2, 3, 4, *range(again + 1, again + 5)]
 
 
 def test_a_short_run_learns_nothing():
@@ -48,6 +60,49 @@ def test_what_two_tests_have_in_common_is_pinned(pinned: list[list[tuple[int, in
     assert pinned[1:] == [[]]
     found.close()
     assert len(pinned) == 2
+
+
+def test_nothing_is_pinned_where_tests_tell_for_it_would_look_as_if_they_had_written_to_it(
+    pinned: list[list[tuple[int, int]]],
+):
+    found = pages.Pages()
+    found.before_fork(10_000)
+    for _ in range(2):
+        assert found.before_fork(10_000)
+        assert pinned == []
+        found.learn([2, 5])
+    assert pinned == [[(2 * PAGE, PAGE), (5 * PAGE, PAGE)]]
+    while not found.before_fork(10_000):
+        assert len(pinned) == 1
+    assert pinned[1:] == [[]]
+
+
+def test_what_was_folded_is_not_pinned(monkeypatch: pytest.MonkeyPatch, pinned: list[list[tuple[int, int]]]):
+    monkeypatch.setattr(HugePages, "settle", lambda self, pages: [page for page in pages if page != 5])
+    found = pages.Pages()
+    for _ in range(2):
+        found.learn([2, 5])
+    assert pinned == [[(2 * PAGE, PAGE)]]
+    found = pages.Pages()
+    for _ in range(2):
+        found.learn([5])
+    assert len(pinned) == 1
+
+
+@pytest.mark.usefixtures("pinned")
+def test_tests_are_asked_again_when_the_heap_has_grown(monkeypatch: pytest.MonkeyPatch):
+    def grow(self: HugePages, tests_left: int, ask: Callable[[], bool]) -> None:
+        if tests_left == 100:
+            assert ask()
+
+    monkeypatch.setattr(HugePages, "before_fork", grow)
+    found = pages.Pages()
+    told = []
+    for left in range(200, 50, -1):
+        if found.before_fork(left):
+            told.append(left)
+            found.learn([1])
+    assert told == [199, 198, 100, 99]
 
 
 @pytest.mark.parametrize("told", [None, "12", [1.5], [-1], [0], [1 << 60], [True], [[1]], {"1": 2}])

@@ -78,7 +78,7 @@ if importlib.util.find_spec("pytest_isolate") is not None:
 ASKED = {"noop200": {"nsbox": 0.8, "nsbox+limits": 0.6}, "heap": {"nsbox": 0.3, "nsbox+limits": 0.3}}
 BY_HAND = 10  # tests
 BWRAP = ("bwrap", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-all")
-SEVERAL = 80  # tests
+SEVERAL = 400  # tests: with fewer it would be about the time that workers take to start
 WORKERS = (2, 16)
 SCALES, HOLDS = 1.8, 1.25  # two workers against none at least, sixteen against two at most
 

@@ -2,7 +2,8 @@
 
 Runs the same generated suite under plain pytest, pytest-forked, pytest-isolate and pytest-nsbox, in interleaved rounds
 (a loaded machine is slow for all of them alike), and prints the median over the rounds of wall time, of cost per test
-above plain pytest of the same round, and of that cost relative to pytest-forked's. Where bwrap and crun are installed,
+above plain pytest of the same round, and of that cost relative to pytest-forked's; and so for a fork of pytest for each
+test and nothing else, which is what there is to save at most without a second CPU. Where bwrap and crun are installed,
 some of the tests are run by them as well: each in a pytest of its own, which is what a box by hand is.
 
 The workload `cpu` is about several at once: its boxes one after the other, in two workers and in sixteen.
@@ -41,6 +42,28 @@ def database():
 def test_database(database, i):
     assert database == {}
 """
+# What no plugin that forks for each test can do without: nothing is isolated, and nothing told but that it ended.
+BARE_FORK = """
+import os
+import pytest
+from _pytest.reports import TestReport
+from _pytest.runner import runtestprotocol
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            runtestprotocol(item, log=False, nextitem=nextitem)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    for when in ("setup", "call", "teardown"):
+        item.ihook.pytest_runtest_logreport(
+            report=TestReport(item.nodeid, item.location, {}, "passed", None, when)
+        )
+    return True
+"""
 CPU = """
 import pytest
 
@@ -68,6 +91,7 @@ BOXED = ("--sandbox-all", "--sandbox-report=none")
 LIMITED = tuple(word for limit in LIMITS for word in ("--sandbox-set", limit))
 CONTENDERS = {
     "plain": (*ALONE, *OTHERS),
+    "bare fork": (*ALONE, *OTHERS, "-p", "bare_fork"),
     "forked": (*ALONE, "-p", "no:pytest_isolate", "--forked"),
     "nsbox": (*OTHERS, *BOXED),
     "nsbox+limits": (*OTHERS, *BOXED, *LIMITED),
@@ -150,6 +174,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, list[float]]:
         directory = Path(scratch)
         (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (directory / "test_bench.py").write_text(workload.source, encoding="utf-8")
+        (directory / "bare_fork.py").write_text(BARE_FORK, encoding="utf-8")
         order = list(CONTENDERS)
         for number in range(rounds + 1):
             for name in order:

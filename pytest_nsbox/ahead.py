@@ -23,7 +23,7 @@ from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_
 from pytest_nsbox.warned import warning_from_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pluggy import HookCaller, HookImpl
 
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from pytest_nsbox.follow import Follower
     from pytest_nsbox.placement import Placement
 
-# Whoever implements one of these is told of every test in pytest's process, and may keep what the next test reads.
-_ASKED: Final = ("pytest_runtest_protocol", "pytest_runtest_setup")
-# So may whoever implements one of these, unless he only listens.
+# Whoever implements one of these is told of every test in pytest's process, and may keep what the next test reads,
+# unless he only listens.
 _TOLD: Final = (
+    "pytest_runtest_protocol",
     "pytest_runtest_logstart",
     "pytest_runtest_logreport",
     "pytest_runtest_logfinish",
+    "pytest_runtest_setup",
     "pytest_warning_recorded",
 )
 _PASSED: Final = (["setup", "call", "teardown"], ["setup", "teardown"])  # the latter skips in its setup
@@ -137,7 +138,7 @@ class Ahead:
         self._follower.take_end(plain.end)
         self._unlogged = attempt, plain
         self._follower.ran.append(item)
-        if self._strangers(item, _TOLD):  # who may stop the run when he hears of this test
+        if _strangers(item):  # who may stop the run when he hears of this test
             self._log_rest()
         parked, session = self._parked, self._session
         goes_on = parked is not None and self._in_order and not (session.shouldstop or session.shouldfail)
@@ -258,13 +259,12 @@ class Ahead:
             and self._follower.shell is None
             and not any(True for mark in item.iter_markers() if mark.name in ("skip", "skipif"))
             and foresight.collectors_are_ready(item)
-            and not self._strangers(item, _ASKED)
-            and all(self._listeners.listens_only(impl.plugin) for impl in self._strangers(item, _TOLD))
+            and all(self._listeners.listens_only(impl.plugin) for impl in _strangers(item))
             and foresight.fixtures_are_ready(
                 item, self._placement.on_host(item, list(internals.outer_fixture_names(item)))
             )
         )
 
-    @staticmethod
-    def _strangers(item: pytest.Item, names: Sequence[str]) -> list[HookImpl]:
-        return foresight.strangers(item.ihook, names, "xdist.", *foresight.alike_in_child(item))
+
+def _strangers(item: pytest.Item) -> list[HookImpl]:
+    return foresight.strangers(item.ihook, _TOLD, "xdist.", *foresight.alike_in_child(item))

@@ -16,7 +16,7 @@ import errno
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from pytest_nsbox.kernel.memory import HUGE_PAGE, PAGE, collapse
+from pytest_nsbox.kernel.memory import HUGE_PAGE, area_of, collapse
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import os, read_text
 
@@ -65,8 +65,8 @@ class HugePages:
         """
         if self._due:
             self._due = False
-            self._fold(Counter(map(_area, written)))
-        return [page for page in written if _area(page) not in self._folded]
+            self._fold(Counter(map(area_of, written)))
+        return [page for page in written if area_of(page) not in self._folded]
 
     def _fold(self, written: Counter[int]) -> None:
         self._folded = {area for area in self._folded if written[area] < FEW}
@@ -80,10 +80,6 @@ class HugePages:
                         self._works = error.errno in _NOT_NOW  # else an older kernel, or forbidden
                         return
                 self._folded.update(areas)
-
-
-def _area(page: int) -> int:
-    return page * PAGE // HUGE_PAGE
 
 
 def _areas(start: int, end: int) -> range:

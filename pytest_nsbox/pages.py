@@ -42,8 +42,9 @@ class Pages:
         self._huge_pages.before_fork(tests_left, self._ask)
         self._tests += 1
         if self._tests > LEARN_EVERY:
-            self._tests = 1
             self._ask()
+        if self._asks and self._tests > LEARN_FROM.stop:  # all that were asked have ended, and not two of them told
+            self._settle([])
         tells = self._asks and self._tests in LEARN_FROM and tests_left > REPAID_BY
         if tells:  # a page that the fork copied would look as if the test had written to it
             self._let_go()
@@ -63,8 +64,12 @@ class Pages:
             self._seen = set(pages)
             return
         common, self._seen = sorted(self._seen.intersection(pages)), None
+        self._settle(common)
+
+    def _settle(self, written: list[int]) -> None:
         self._asks = False
-        if common and len(common) <= MOST and (chosen := self._huge_pages.settle(common)):
+        chosen = self._huge_pages.settle(written)
+        if chosen and len(written) <= MOST:
             self._pin(chosen)
 
     def _let_go(self) -> None:
@@ -74,6 +79,7 @@ class Pages:
                 pins.release()
 
     def _pin(self, pages: list[int]) -> None:
+        self._let_go()
         # Linux before 6.5 does not pin private pages of files (a library's variables).
         for choose in (list, _in_anonymous_mappings):
             with contextlib.suppress(KernelError):

@@ -118,8 +118,13 @@ def written_since_fork(most: int) -> list[int]:
     return pages
 
 
+def area_of(page: int) -> int:
+    """Return the number of the area, as large as a huge page and aligned like one, that a page (by number) lies in."""
+    return page * PAGE // HUGE_PAGE
+
+
 def _without_whole(pages: list[int], per_huge_page: int) -> list[int]:
     found: dict[int, list[int]] = {}
     for page in pages:
-        found.setdefault(page // per_huge_page, []).append(page)
+        found.setdefault(area_of(page), []).append(page)
     return [page for area in found.values() if len(area) < per_huge_page for page in area]

@@ -3,7 +3,7 @@
 Runs the same generated suite under plain pytest, pytest-forked, pytest-isolate and pytest-nsbox, in interleaved rounds
 (a loaded machine is slow for all of them alike), and prints the median over the rounds of wall time, of cost per test
 above plain pytest of the same round, and of that cost relative to pytest-forked's; and so for a fork of pytest for each
-test and nothing else, which is what there is to save at most without a second CPU. Where bwrap and crun are installed,
+test and nothing else, which is the least that it can cost without a second CPU. Where bwrap and crun are installed,
 some of the tests are run by them as well: each in a pytest of its own, which is what a box by hand is.
 
 The workload `cpu` is about several at once: its boxes one after the other, in two workers and in sixteen.

@@ -89,6 +89,33 @@ def test_what_was_folded_is_not_pinned(monkeypatch: pytest.MonkeyPatch, pinned: 
     assert len(pinned) == 1
 
 
+@pytest.mark.parametrize("told", [[], list(range(1, pages.MOST + 2))], ids=["none told", "too many to pin"])
+def test_what_is_due_is_folded_whatever_tests_tell(
+    monkeypatch: pytest.MonkeyPatch, pinned: list[list[tuple[int, int]]], told: list[int]
+):
+    def settle(self: HugePages, written: list[int]) -> list[int]:
+        settled.append(written)
+        return written
+
+    settled: list[list[int]] = []
+    monkeypatch.setattr(HugePages, "settle", settle)
+    found = pages.Pages()
+    for _ in range(pages.LEARN_EVERY):
+        if found.before_fork(10_000):
+            found.learn(told)
+    assert settled == [told]
+    assert pinned == []
+
+
+def test_pins_that_are_still_there_are_let_go_for_new_ones(pinned: list[list[tuple[int, int]]]):
+    found = pages.Pages()
+    for page in (2, 3):
+        found._ask()
+        for _ in range(2):
+            found.learn([page])
+    assert pinned == [[(2 * PAGE, PAGE)], [], [(3 * PAGE, PAGE)]]
+
+
 @pytest.mark.usefixtures("pinned")
 def test_tests_are_asked_again_when_the_heap_has_grown(monkeypatch: pytest.MonkeyPatch):
     def grow(self: HugePages, tests_left: int, ask: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ warden.
 from __future__ import annotations
 
 import errno
+import time
 from _socket import AF_INET, AF_INET6
 
 from pyroute2 import IPRoute
@@ -25,6 +26,12 @@ _STATIC = 4  # who made a route: an administrator
 _NO_DAD = 0x02
 _LONGEST_WAIT = 0.4  # seconds that a packet may wait for its turn under a rate, as tc's examples have it
 _QUEUE = 10000  # packets that are on their way at the same time
+
+# A neighbour that has not answered when it was asked for its address. Source: linux/neighbour.h.
+_INCOMPLETE, _FAILED = 0x01, 0x20
+
+# Seconds; the kernel puts off news of a link for one second at most. Source: net/core/link_watch.c.
+_LATEST_NEWS = 1.5
 
 # The end of a frame that nobody has: locally administered, and of no interface of ours.
 NOBODY = "02:00:00:00:00:00"
@@ -81,6 +88,18 @@ class Links:
         """Take an interface "up" or "down"."""
         attempt("set link", f"{name} {state}", self._route.link, "set", index=self.index(name), state=state)
 
+    def await_carrier(self, name: str) -> None:
+        """Wait until an interface that was taken up sends: the kernel tells it later that the other end is up as well,
+        and what is sent before is lost. One that is down is none to wait for.
+        """
+        index = self.index(name)
+        end = time.monotonic() + _LATEST_NEWS
+        while time.monotonic() < end:
+            link = attempt("get link", name, self._route.get_links, index)[0]
+            if link.get_attr("IFLA_OPERSTATE") == "UP" or link["state"] != "up":
+                return
+            time.sleep(0.001)
+
     def address(self, value: str, prefix: int, name: str) -> None:
         """Give an interface an address, for use at once."""
         keys: dict[str, object] = {"index": self.index(name), "address": value, "prefixlen": prefix}
@@ -112,6 +131,21 @@ class Links:
     def find_again(self, neighbour: str, name: str) -> None:
         """Take `lose` back."""
         attempt("remove neighbour", neighbour, self._route.neigh, "del", dst=neighbour, ifindex=self.index(name))
+
+    def ask_again(self, name: str, neighbours: list[str]) -> None:
+        """Forget that `neighbours`, or any at all if there are none, did not answer: who is asked in vain is asked
+        again a second later, and not when the next packet goes there.
+        """
+        index = self.index(name)
+        for known in attempt("list neighbours", name, lambda: list(self._route.get_neighbours(ifindex=index))):
+            there = known.get_attr("NDA_DST")
+            if known["state"] & (_INCOMPLETE | _FAILED) and (there in neighbours or not neighbours):
+                try:
+                    self.find_again(there, name)
+                except KernelError as error:
+                    # It has answered, or was given up.
+                    if error.errno != errno.ENOENT:
+                        raise
 
     def limit(self, name: str, rate: int, below: bool) -> None:  # noqa: FBT001  # called by what a message says
         """Let an interface send at `rate` bytes per second; `below` the delay of `disturb`."""

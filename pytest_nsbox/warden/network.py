@@ -111,6 +111,7 @@ class Network:
         inside: list[Step] = [("switch", member.interface, "up"), *self._addresses(member.addresses, member.interface)]
         if not self.internal:
             inside += [("default_route", gateway, member.interface) for gateway in self.gateways()]
+        inside.append(("await_carrier", member.interface))
         try:
             self.interfaces.do(self.namespace, steps, namespace)
         except KernelError as error:

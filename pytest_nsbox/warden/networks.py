@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.warden.box import Box
     from pytest_nsbox.warden.containers import Containers
+    from pytest_nsbox.warden.interfaces import Step
     from pytest_nsbox.warden.order import Connection
     from pytest_nsbox.warden.ports import Ports
 
@@ -208,8 +209,17 @@ class Networks:
         """Pull the cable of a box, or plug it in again. Raises BoxFailed or KernelError."""
         network = self.find(name)
         member = network.member(called)
-        step = ("switch", f"port{member.port - FIRST_PORT}", "up" if up else "down")
-        self._interfaces.do(network.namespace, [step])
+        port = f"port{member.port - FIRST_PORT}"
+        if not up:
+            self._interfaces.do(network.namespace, [("switch", port, "down")])
+            return
+        self._interfaces.do(network.namespace, [("switch", port, "up")])
+        # Who sends to it from now on must reach it, whatever was asked in vain before. The kernel tells both ends of a
+        # link in one go that they are up.
+        self._in_box(member, [("await_carrier", member.interface), ("ask_again", member.interface, [])])
+        for other in network.members.values():
+            if other is not member:
+                self._in_box(other, [("ask_again", other.interface, member.addresses)])
 
     def set_path(self, name: str, first: str, second: str, *, there: bool) -> None:
         """Let two boxes reach each other, or not. Raises BoxFailed or KernelError."""
@@ -225,9 +235,12 @@ class Networks:
 
     def _set_neighbours(self, member: Member, addresses: Iterable[str], *, there: bool) -> None:
         how = "find_again" if there else "lose"
+        self._in_box(member, [(how, address, member.interface) for address in addresses])
+
+    def _in_box(self, member: Member, steps: list[Step]) -> None:
         namespace = self.containers.server.doors.open_namespace(member.box.pid, "net")
         try:
-            self._interfaces.do(namespace, [(how, address, member.interface) for address in addresses])
+            self._interfaces.do(namespace, steps)
         finally:
             os.close(namespace)
 

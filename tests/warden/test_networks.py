@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ pytestmark = [pytest.mark.keeps_running, pytest.mark.needs("bridge")]
 @pytest.fixture
 def lan(boxes: NsBox) -> Network:
     return boxes.network("lan")
+
+
+def ipv6_of(lan: Network, name: str) -> str:
+    return str(lan.inspect()["Containers"][name]["GlobalIPv6Address"])
 
 
 class TestNetwork:
@@ -230,6 +235,28 @@ class TestLinks:
         assert "TimeoutError" in ask(client, str(web.ip), 0.3)
         lan.connect(web)
         wait_until(lambda: ask(client, str(web.ip), 1) == client.ip)
+
+    def test_who_asked_in_vain_is_answered_at_once_when_the_cable_is_in_again(self, boxes: NsBox, lan: Network):
+        """The kernel asks for a neighbour once a second, and keeps what is sent until then."""
+        web, other = serve(boxes, "web", lan), serve(boxes, "other", lan)
+        lan.disconnect(web)
+        for there in (str(web.ip), ipv6_of(lan, "web")):
+            assert "TimeoutError" in ask(other, there, 0.05)
+        for there in (str(other.ip), ipv6_of(lan, "other")):
+            assert "TimeoutError" in ask(web, there, 0.05)
+        lan.connect(web)
+        for there in (str(web.ip), ipv6_of(lan, "web")):
+            assert "Error" not in ask(other, there, 0.4)
+        for there in (str(other.ip), ipv6_of(lan, "other")):
+            assert "Error" not in ask(web, there, 0.4)
+
+    def test_a_box_that_took_its_interface_down_is_connected_without_a_wait(self, boxes: NsBox, lan: Network):
+        command = ["sh", "-c", "ip link set eth0 down && echo down && sleep 60"]
+        down = boxes.start(command, net=lan, caps=["default", "net_admin"])
+        wait_until(lambda: "down" in down.logs())
+        begun = time.monotonic()
+        lan.connect(down)
+        assert time.monotonic() - begun < 1
 
 
 class TestBoxesOfTests:

@@ -12,6 +12,10 @@ import sys
 
 from pytest_nsbox.policy.errors import KernelError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 # Numbers of system calls younger than 5.0 are the same on all architectures but alpha.
@@ -78,6 +82,35 @@ class Buffer:
     def content(self) -> bytes:
         """Return what is there now."""
         return bytes(self._memory[: self.size])
+
+    def part(self, offset: int, size: int) -> bytes:
+        """Return a part of what is there now."""
+        return bytes(self._memory[offset : offset + size])
+
+    def put(self, offset: int, content: bytes) -> None:
+        """Replace a part of it."""
+        self._memory[offset : offset + len(content)] = content
+
+
+def machine_code(code: bytes) -> Callable[[bytes, int, int], int]:
+    """Return the function long f(void *, size_t, void *) that `code` is, for ever. Raises KernelError where nothing can
+    be made executable.
+    """
+    import mmap
+
+    try:
+        memory = mmap.mmap(-1, mmap.PAGESIZE)
+    except OSError as error:
+        raise KernelError("mmap", "machine code", error.errno or 0) from None
+    memory.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    call("mprotect", "machine code", address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+    keep_for_ever(memory)
+    # It keeps the GIL, as all here do.
+    function: Callable[[bytes, int, int], int] = ctypes.PYFUNCTYPE(
+        ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+    )(address)
+    return function
 
 
 def keep_for_ever(value: object) -> None:

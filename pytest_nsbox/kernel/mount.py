@@ -24,26 +24,26 @@ NODEV = 0x4
 NOEXEC = 0x8
 _IDMAP = 0x00100000
 
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 
 _OPEN_TREE_CLONE = 0x1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
-_FSOPEN_CLOEXEC = 0x1
-_FSMOUNT_CLOEXEC = 0x1
+FSOPEN_CLOEXEC = 0x1
+FSMOUNT_CLOEXEC = 0x1
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSCONFIG_CMD_RECONFIGURE = 7
 _FSPICK_CLOEXEC = 0x1
 _FSPICK_EMPTY_PATH = 0x8
-_MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 
-_MNT_DETACH = 0x2
+MNT_DETACH = 0x2
 _MS_REC = 0x4000
 _MS_PRIVATE = 1 << 18
 _MS_UNBINDABLE = 1 << 17
@@ -61,24 +61,29 @@ def new_mount(
     fs = _open_filesystem(call, fstype, target)
     try:
         try:
-            for key, value in options:
-                name = key.encode()
-                if value is None:
-                    libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_SET_FLAG, name)
-                else:
-                    text = os.fsencode(value)
-                    libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_SET_STRING, name, text)
-            libc.syscall(call, target, libc.SYS_FSCONFIG, fs, _FSCONFIG_CMD_CREATE)
-            return libc.syscall(call, target, libc.SYS_FSMOUNT, fs, _FSMOUNT_CLOEXEC, attributes)
+            for words in configurations(options):
+                libc.syscall(call, target, libc.SYS_FSCONFIG, fs, *words)
+            return libc.syscall(call, target, libc.SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
         except KernelError as error:
             raise KernelError(call, _with_reason(fs, target), error.errno) from None
     finally:
         os.close(fs)
 
 
+def configurations(options: Sequence[tuple[str, str | None]]) -> list[tuple[int | bytes, ...]]:
+    """Return what fsconfig(2) is told, call by call, to make a file system with `options`."""
+    told: list[tuple[int | bytes, ...]] = []
+    for key, value in options:
+        if value is None:
+            told.append((_FSCONFIG_SET_FLAG, key.encode()))
+        else:
+            told.append((_FSCONFIG_SET_STRING, key.encode(), os.fsencode(value)))
+    return [*told, (_FSCONFIG_CMD_CREATE,)]
+
+
 def _open_filesystem(call: str, fstype: str, target: str) -> int:
     name = fstype.encode()
-    return libc.syscall(call, target, libc.SYS_FSOPEN, name, _FSOPEN_CLOEXEC)
+    return libc.syscall(call, target, libc.SYS_FSOPEN, name, FSOPEN_CLOEXEC)
 
 
 def _with_reason(fs: int, target: str) -> str:
@@ -92,23 +97,26 @@ def _with_reason(fs: int, target: str) -> str:
     return f"{target} ({'; '.join(reasons)})" if reasons else target
 
 
-def clone_tree(path: str, *, recursive: bool = False, at: int = _AT_FDCWD) -> int:
+def clone_tree(path: str, *, recursive: bool = False, at: int = AT_FDCWD) -> int:
     """Clone the mount that `path` lies on, rooted at `path` (recursive: with the mounts below it); return it detached,
     as a descriptor.
 
     An empty path with `at` clones what the descriptor `at` is open on.
     """
     name = os.fsencode(path)
-    flags = (
-        _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
-    )
+    flags = clone_flags(recursive=recursive) | (0 if path else AT_EMPTY_PATH)
     return libc.syscall("open_tree", path or _name_of(at), libc.SYS_OPEN_TREE, at, name, flags)
 
 
-def attach(mount: int, target: str, at: int = _AT_FDCWD) -> None:
+def clone_flags(*, recursive: bool) -> int:
+    """Return the flags of open_tree(2) for a clone."""
+    return _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+
+
+def attach(mount: int, target: str, at: int = AT_FDCWD) -> None:
     """Give the detached `mount` its place: at path `target`, or (target empty) on what `at` is open on."""
     name = os.fsencode(target)
-    flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
     libc.syscall("move_mount", target or _name_of(at), libc.SYS_MOVE_MOUNT, mount, b"", at, name, flags)
 
 
@@ -122,9 +130,8 @@ def set_attributes(
     """
     if idmap is not None:
         add |= _IDMAP
-    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = struct.pack("=4Q", add, remove, 0, idmap or 0)
-    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    attributes = attributes_of(add, remove, idmap or 0)
+    flags = AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     call = "mount_setattr" if idmap is None else "mount_setattr idmap"
     words = (mount, b"", flags, attributes, len(attributes))
     try:
@@ -135,6 +142,11 @@ def set_attributes(
         from pytest_nsbox.kernel import remount
 
         remount.set_attributes(mount, add, recursive=recursive, target=target)
+
+
+def attributes_of(add: int, remove: int = 0, idmap: int = 0) -> bytes:
+    """Return a struct mount_attr: attr_set, attr_clr, propagation, userns_fd."""
+    return struct.pack("=4Q", add, remove, 0, idmap)
 
 
 def make_private(path: str) -> None:
@@ -149,7 +161,7 @@ def make_unbindable(path: str) -> None:
 
 def detach(path: str) -> None:
     """Unmount all that is mounted on and below `path`, at once for lookups, for good when its last user is gone."""
-    libc.call("umount2", path, os.fsencode(path), _MNT_DETACH)
+    libc.call("umount2", path, os.fsencode(path), MNT_DETACH)
 
 
 def forget_lookups(mount: int, target: str = "") -> None:
@@ -171,7 +183,7 @@ def pivot_here() -> None:
     pivot_root(".", ".") stacks the old root on the new one, so no directory for it is needed (pivot_root(2), NOTES).
     """
     libc.call("pivot_root", ".", b".", b".")
-    libc.call("umount2", "old root", b".", _MNT_DETACH)
+    libc.call("umount2", "old root", b".", MNT_DETACH)
 
 
 def cover_root() -> None:

@@ -86,6 +86,11 @@ def set_dumpable(*, dumpable: bool) -> None:
     libc.call("prctl", "PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
 
+def ignore_ended_children() -> None:
+    """Have the kernel itself reap our children that end, and orphans that become ours."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
 def set_name(name: str) -> None:
     """Set what ps shows as our command: 15 bytes."""
     libc.call("prctl", "PR_SET_NAME", _PR_SET_NAME, name.encode()[:15], 0, 0, 0)

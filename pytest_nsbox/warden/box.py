@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.kernel.cgroup_node import Node
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.policy.spec import Spec
+    from pytest_nsbox.warden.recorded import Running
     from pytest_nsbox.warden.session import Session
     from pytest_nsbox.warden.tree import Tree
     from pytest_nsbox.warden.view import View
@@ -31,7 +32,8 @@ class Box:
     """A box that exists. `pidfd` is its init's; `control` the line that holds the init (it ends when we hang up)."""
 
     __slots__ = (
-        "clock", "control", "name", "namespaces", "node", "pid", "pidfd", "reaped", "released", "seen", "tree", "view"
+        "clock", "control", "name", "namespaces", "node", "pid", "pidfd", "reaped", "released", "running", "seen",
+        "tree", "view",
     )  # fmt: skip
 
     def __init__(self, name: str, plan: Plan, node: Node, tree: Tree) -> None:
@@ -43,6 +45,8 @@ class Box:
         self.control = -1
         # A time namespace with offsets, which a process cannot enter through the pidfd.
         self.clock = -1
+        # What its init runs until it is ready, if that is no fork of us.
+        self.running: Running | None = None
         # What it sees of its limits, with proc="limits".
         self.view: View | None = None
         self.namespaces = 0
@@ -101,9 +105,14 @@ def begin_box(
             box.view = session.open_views().make(name, spec, plan, node)
             undo.add(box.view.close)
         _clone(session, box, undo, neighbour)
-        if box.namespaces & namespaces.NEWUSER:
-            session.doors.write_maps(box.pid, *session.maps_of(plan))
-        os.write(box.control, init.GO)
+        try:
+            if box.namespaces & namespaces.NEWUSER:
+                session.doors.write_maps(box.pid, *session.maps_of(plan))
+            os.write(box.control, init.GO)
+        except (KernelError, OSError):
+            # Why an init has given up it tells itself.
+            if not process.has_ended(box.pidfd):
+                raise
     except BaseException:
         undo.run()
         raise
@@ -116,15 +125,22 @@ def _clone(session: Session, box: Box, undo: Undo, neighbour: Box | None) -> Non
     try:
         box.control = ours.detach()
         undo.add(lambda: os.close(box.control))
+        # Before we act as the box's root: what its init executes must be ours.
+        runs_program = neighbour is None and session.doors.recorded and session.recorded.can(plan)
         # The ids in force here become the owner of the box's message queues: the kernel makes that file system in the
         # clone.
         session.act_as(shifted=plan.shifted)
-        tells_pages = session.wants_pages()
+        tells_pages = False
         try:
-            if neighbour is None:
-                pid, pidfd = session.doors.clone3(box.namespaces)
-            else:
+            if neighbour is not None:
                 pid, pidfd = _clone_beside(neighbour, box, theirs.fileno())
+            elif runs_program:
+                shown = _shown(session, box, tells_pages=False)
+                words = plan, box.namespaces, theirs.fileno(), box.tree.place, shown
+                pid, pidfd, box.running = session.recorded.start(*words)
+            else:
+                tells_pages = session.wants_pages()
+                pid, pidfd = session.doors.clone3(box.namespaces)
             if pid == 0:
                 shown = _shown(session, box, tells_pages=tells_pages)
                 init.run(session.doors, plan, theirs.fileno(), box.tree.place, shown)
@@ -165,8 +181,10 @@ def _shown(session: Session, box: Box, *, tells_pages: bool) -> init.Shown:
 def finish_box(session: Session, box: Box, undo: Undo) -> None:
     """See `box` through to the end of its init's preparations. Raises as `begin_box` does; nothing is left then."""
     try:
-        report = os.read(box.control, init.LARGEST_REPORT)
-        if not report.startswith(init.READY):
+        report = _read_report(box)
+        if box.running is not None:
+            _finish_running(session, box.running, report)
+        elif not report.startswith(init.READY):
             raise init.failure(report)
         if any(isinstance(op, SetClocks) for op in box.tree.plan.init):
             box.clock = session.doors.open_namespace(box.pid, "time_for_children")
@@ -174,6 +192,25 @@ def finish_box(session: Session, box: Box, undo: Undo) -> None:
     except BaseException:
         undo.run()
         raise
+
+
+def _read_report(box: Box) -> bytes:
+    try:
+        return os.read(box.control, init.LARGEST_REPORT)
+    except ConnectionResetError:
+        # It ended without a look at what we had told it.
+        return b""
+
+
+def _finish_running(session: Session, running: Running, report: bytes) -> None:
+    # Its change of ids was one of the memory that we shared.
+    session.doors.set_dumpable(dumpable=True)
+    refusal = None if report else running.loaded.refusal()
+    running.give_back()
+    if refusal is not None:
+        raise init.explained(refusal)
+    if not report:
+        raise init.failure(report)
 
 
 def make_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> Box:

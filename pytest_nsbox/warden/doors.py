@@ -15,6 +15,8 @@ class Doors:
     """The real ones."""
 
     cgroup_files: Files = FILES
+    # Whether inits may go through doors that were recorded (`warden.recorded`).
+    recorded = True
 
     # Mounts.
     new_mount = staticmethod(mount.new_mount)
@@ -41,6 +43,8 @@ class Doors:
     clone3 = staticmethod(process.clone3)
     set_fs_ids = staticmethod(process.set_fs_ids)
     close_all_but = staticmethod(process.close_all_but)
+    ignore_ended_children = staticmethod(process.ignore_ended_children)
+    set_name = staticmethod(process.set_name)
     die_with_parent = staticmethod(process.die_with_parent)
     set_dumpable = staticmethod(process.set_dumpable)
     become = staticmethod(process.become)
@@ -57,6 +61,17 @@ class Doors:
         files.attempt("sethostname", name, sethostname, name)
 
     @staticmethod
-    def change_directory(fd: int) -> None:
-        """Make the directory `fd` our working directory."""
-        files.attempt("fchdir", str(fd), os.fchdir, fd)
+    def change_directory(where: int | str) -> None:
+        """Make a directory, by its descriptor or path, our working directory."""
+        files.attempt("chdir", str(where), os.chdir, where)
+
+    @staticmethod
+    def await_go(control: int, word: bytes) -> None:
+        """Wait until `control` says `word`; end when it says anything else."""
+        if os.read(control, len(word)) != word:
+            os._exit(0)
+
+    @staticmethod
+    def close(fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)

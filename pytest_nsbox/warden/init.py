@@ -2,7 +2,8 @@
 up.
 
 It is a fork of the warden (a fresh interpreter would take ten times as long) and must not run any of the warden's code
-again: the only way out is os._exit.
+again: the only way out is os._exit. Where it can be, it is no copy of the warden, and does the same by a program of
+system calls, which goes through the doors of `warden.recorded`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import errno
 import marshal
 import os
 
-from pytest_nsbox.kernel import memory, process
+from pytest_nsbox.kernel import memory
 from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.kernel.namespaces import NEWTIME
-from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.plan import LOWER, LoopbackUp, MountOwn, Protect, SetClocks, SetHostname, ShowCgroups
 from pytest_nsbox.policy.record import record
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.policy.plan import Plan
     from pytest_nsbox.warden.doors import Doors
+    from pytest_nsbox.warden.recorded import Recorder
 
     Views = tuple[tuple[str, str], ...]
 
@@ -62,7 +63,7 @@ def run(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> NoR
     """
     try:
         try:
-            _prepare(doors, plan, control, place, shown)
+            prepare(doors, plan, control, place, shown)
             report = READY + (marshal.dumps(_written_pages(doors)) if shown.tells_pages else b"")
             # Only now: every change of ids takes both back.
             doors.die_with_parent()
@@ -108,19 +109,23 @@ def failure(report: bytes) -> KernelError | BoxFailed:
     """Return the error that an init told instead of READY (nothing at all if it ended before it could)."""
     if not report:
         return BoxFailed("the first process of the box ended before the box was ready")
-    error = KernelError(*marshal.loads(report))
+    return explained(KernelError(*marshal.loads(report)))
+
+
+def explained(error: KernelError) -> KernelError | BoxFailed:
+    """Return what to tell of an init's error."""
     if error.errno == errno.EPERM:
         # A container around us hides parts of /proc, for one.
         return BoxFailed(f"{error}; pytest --sandbox-doctor tells the fix")
     return error
 
 
-def _prepare(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -> None:
-    # Orphans of the box that end are reaped by the kernel itself.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def prepare(doors: Doors | Recorder, plan: Plan, control: int, place: str, shown: Shown) -> None:
+    """Set up what must be done inside a box's namespaces. Raises KernelError."""
+    doors.ignore_ended_children()
     # Above all the warden's own end of the control socket: its client must see when the warden is gone.
     doors.close_all_but((control,))
-    process.set_name("nsbox-init")
+    doors.set_name("nsbox-init")
     for op in plan.init:
         if isinstance(op, LoopbackUp):
             doors.loopback_up()
@@ -129,8 +134,7 @@ def _prepare(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -
     tree = doors.clone_tree(place, recursive=True)
     # The copy on top of itself: its root, unlike the locked original, can be pivoted to.
     doors.attach(tree, place)
-    if os.read(control, 1) != GO:
-        os._exit(0)
+    doors.await_go(control, GO)
     if not plan.privileged and plan.ids is None:
         doors.become(0, 0)
     for op in plan.init:
@@ -142,7 +146,7 @@ def _prepare(doors: Doors, plan: Plan, control: int, place: str, shown: Shown) -
     _enter_root(doors, plan, tree, shown)
 
 
-def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
+def _enter_root(doors: Doors | Recorder, plan: Plan, tree: int, shown: Shown) -> None:
     """Mount what belongs to our namespaces and make `tree` our root.
 
     Made before the old root goes, placed after: the kernel gives a user namespace a new proc or sysfs only where it
@@ -172,22 +176,22 @@ def _enter_root(doors: Doors, plan: Plan, tree: int, shown: Shown) -> None:
     doors.pivot_here()
     for mount, target in mounts:
         doors.attach(mount, target)
-        os.close(mount)
+        doors.close(mount)
         if plan.live and target in ("/proc", "/sys"):
             # Before anything is bound over their files.
             again = doors.clone_tree(target)
             doors.attach(again, LOWER + target)
-            os.close(again)
-    os.close(tree)
+            doors.close(again)
+    doors.close(tree)
     if any(isinstance(op, Protect) for op in plan.init):
         _protect(doors)
-    os.chdir("/")
+    doors.change_directory("/")
 
 
-def _protect(doors: Doors) -> None:
+def _protect(doors: Doors | Recorder) -> None:
     for path in _KERNELS_OWN:
         if os.path.lexists(path):
             mount = doors.clone_tree(path)
             doors.set_attributes(mount, RDONLY, target=path)
             doors.attach(mount, path)
-            os.close(mount)
+            doors.close(mount)

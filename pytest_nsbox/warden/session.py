@@ -32,6 +32,7 @@ from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import directory
 from pytest_nsbox.warden.host import Host
 from pytest_nsbox.warden.ids import SHIFTED_ROOT, UserNamespaces, box_maps, find_mode, kernel_shifts
+from pytest_nsbox.warden.recorded import Recorded
 from pytest_nsbox.warden.stale import find_stale_sockets
 from pytest_nsbox.warden.tree import Tree
 
@@ -76,6 +77,7 @@ class Session:
         self._outsider: Outsider | None = None
         self._capabilities = process.Capabilities()
         self._trees = 0
+        self.recorded = Recorded()
         self._inits = 0
         self._pins: Pins | None = None
         self._screens_told = False
@@ -216,6 +218,7 @@ class Session:
         if self._pins is not None:
             self._pins.close()
             self._pins = None
+        self.recorded.close()
         if self._images is not None:
             self._images.close()
         for fd in self.held_volumes.values():

@@ -93,9 +93,10 @@ def faulty_doors(fuse: Fuse) -> Doors:
         if not name.startswith("_") and name not in ("close", "rmdir", "getxattr", "kill"):
             setattr(file_calls, name, wrap_file(name, getattr(Files, name)))
     for name in dir(Doors):
-        if not name.startswith("_") and name != "cgroup_files":
+        if not name.startswith("_") and name not in ("cgroup_files", "close", "recorded"):
             setattr(doors, name, wrap(name, getattr(Doors, name)))
     doors.cgroup_files = file_calls
+    doors.recorded = False
     return doors
 
 

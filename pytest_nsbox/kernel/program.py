@@ -111,28 +111,23 @@ class Loaded:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._slots: dict[str, list[int]] = {}
-        table = len(program.rows) * _ROW * _WORD
-        layout = _Layout(table)
-        words: list[int] = []
+        image = _Image(len(program.rows) * _ROW * _WORD)
         for index, (number, arguments, least) in enumerate(program.rows):
-            row = [number, *(0,) * (_ROW - 1)]
-            row[_RESULT], row[_LEAST] = least, least
-            for place, argument in enumerate(arguments, 1):
+            row = index * _ROW * _WORD
+            for word, value in ((0, number), (_RESULT, least), (_LEAST, least)):
+                image.put(row + word * _WORD, value)
+            for word, argument in enumerate(arguments, 1):
+                place = row + word * _WORD
                 if isinstance(argument, Slot):
-                    self._slots.setdefault(argument, []).append((index * _ROW + place) * _WORD)
+                    self._slots.setdefault(argument, []).append(place)
                 else:
-                    row[place] = layout.put(argument)
-            words += row
-        # The addresses of texts are known with the memory's own.
-        texts = {name: layout.reserve() for name in self._slots}
-        self._memory = libc.Buffer(bytes(table) + bytes(layout.content))
-        base = self._memory.address
-        self._texts = texts
-        for place in layout.addresses:
-            (offset,) = struct.unpack_from("=q", layout.content, place - table)
-            self._memory.put(place, struct.pack("=q", base + offset))
-        packed = [base + word.offset if isinstance(word, _Offset) else word for word in words]
-        self._memory.put(0, struct.pack(f"={len(packed)}q", *packed))
+                    image.put(place, argument)
+        # Where the texts of slots go.
+        self._texts = {name: image.append(bytes(LONGEST_TEXT)) for name in self._slots}
+        self._memory = libc.Buffer(bytes(image.content))
+        for place in image.addresses:
+            offset = int.from_bytes(self._memory.part(place, _WORD), sys.byteorder)
+            self._memory.put(place, _packed(self._memory.address + offset))
 
     @property
     def address(self) -> int:
@@ -150,7 +145,7 @@ class Loaded:
                 self._memory.put(self._texts[name], text)
                 value = self._memory.address + self._texts[name]
             for place in places:
-                self._memory.put(place, struct.pack("=q", value))
+                self._memory.put(place, _packed(value))
 
     def refusal(self) -> KernelError | None:
         """Return what the kernel refused, once the process has ended."""
@@ -161,43 +156,40 @@ class Loaded:
         return None
 
 
-class _Offset(int):
-    """A word that is an address, in bytes from the beginning of the memory."""
+class _Image:
+    """Memory before it has an address: rows, and what they point to."""
 
-    __slots__ = ()
-
-    @property
-    def offset(self) -> int:
-        return int(self)
-
-
-class _Layout:
-    """What lies behind the rows."""
-
-    def __init__(self, begin: int) -> None:
-        self._begin = begin
-        self.content = bytearray()
-        # Of words in it that are offsets, and are to become addresses.
+    def __init__(self, rows: int) -> None:
+        self.content = bytearray(rows)
+        # Places of words that are offsets, and are to become addresses.
         self.addresses: list[int] = []
 
-    def put(self, argument: int | bytes | tuple[bytes, ...]) -> int:
+    def put(self, place: int, argument: int | bytes | tuple[bytes, ...]) -> None:
+        """Put `argument`, or the offset of what it is, into the word at `place`."""
+        vector: tuple[bytes, ...] = ()
         if isinstance(argument, int):
-            return argument
-        if isinstance(argument, bytes):
-            return self._append(argument + b"\0")
-        words = [self.put(each) for each in argument]
-        place = self._append(struct.pack(f"={len(words) + 1}q", *words, 0))
-        self.addresses += [place + index * _WORD for index in range(len(words))]
-        return place
+            word = argument
+        elif isinstance(argument, bytes):
+            word = self.append(argument + b"\0")
+        else:
+            vector = argument
+            word = self.append(bytes((len(vector) + 1) * _WORD))
+        if not isinstance(argument, int):
+            self.addresses.append(place)
+        self.content[place : place + _WORD] = _packed(word)
+        for index, each in enumerate(vector):
+            self.put(word + index * _WORD, each)
 
-    def reserve(self) -> int:
-        return self._append(bytes(LONGEST_TEXT))
-
-    def _append(self, content: bytes) -> _Offset:
+    def append(self, content: bytes) -> int:
+        """Return the offset of a copy."""
         self.content += bytes(-len(self.content) % _WORD)
-        place = _Offset(self._begin + len(self.content))
+        offset = len(self.content)
         self.content += content
-        return place
+        return offset
+
+
+def _packed(word: int) -> bytes:
+    return word.to_bytes(_WORD, sys.byteorder, signed=True)
 
 
 class Starter:

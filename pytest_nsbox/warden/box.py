@@ -109,10 +109,9 @@ def begin_box(
             if box.namespaces & namespaces.NEWUSER:
                 session.doors.write_maps(box.pid, *session.maps_of(plan))
             os.write(box.control, init.GO)
-        except (KernelError, OSError):
-            # Why an init has given up it tells itself.
-            if not process.has_ended(box.pidfd):
-                raise
+        except BrokenPipeError:
+            # Why it has given up it tells itself.
+            pass
     except BaseException:
         undo.run()
         raise
@@ -205,12 +204,11 @@ def _read_report(box: Box) -> bytes:
 def _finish_running(session: Session, running: Running, report: bytes) -> None:
     # Its change of ids was one of the memory that we shared.
     session.doors.set_dumpable(dumpable=True)
-    refusal = None if report else running.loaded.refusal()
-    running.give_back()
-    if refusal is not None:
-        raise init.explained(refusal)
-    if not report:
-        raise init.failure(report)
+    if report:
+        running.give_back()
+        return
+    refusal = running.loaded.refusal()
+    raise init.failure(b"") if refusal is None else init.explained(refusal)
 
 
 def make_box(session: Session, name: str, spec: Spec, plan: Plan, shared: tuple[str, ...]) -> Box:

@@ -28,7 +28,18 @@ from tests.leftovers import PARENT, cgroup_mounts
 # What takes minutes, and the variable that asks for it.
 ON_REQUEST = {"vm systemd": "NSBOX_SYSTEMD", "vm initramfs": "NSBOX_INITRAMFS", "vm qemu": "NSBOX_QEMU"}
 # What the machines of tests/vm cannot have, by their kernel (NSBOX_VM); the machine around them runs these tests.
-NO_VM_HAS = frozenset({"shifted tmpfs", "vm kernel", "vm systemd", "vm initramfs", "vm qemu", "debian archive"})
+NO_VM_HAS = frozenset(
+    {
+        "program:as",
+        "program:objcopy",
+        "shifted tmpfs",
+        "vm kernel",
+        "vm systemd",
+        "vm initramfs",
+        "vm qemu",
+        "debian archive",
+    }
+)
 VM_LACKS = {
     "uml": NO_VM_HAS | {"time namespace", "cgroup:cpuset", "32-bit system calls"},
     "qemu": NO_VM_HAS,

@@ -77,6 +77,50 @@ class Layer:
                         waiting.append((entry.path, path))
 
 
+def list_devices(devices: int) -> Listing:
+    """Return what is in a /dev."""
+    with os.scandir(devices) as entries:
+        found = {entry.name: _words(entry) for entry in entries}
+    for name, words in found.items():
+        if stat.S_ISDIR(words[0]):
+            found[name] = (*words, *_count_inside(devices, name))
+    return found
+
+
+def are_devices_as_begun(devices: int, begun: Listing) -> bool:
+    """Say if a /dev is as it was listed. The times of its directories may have changed: files came and went in them;
+    then those are listed with the times that they have now.
+    """
+    known = 0
+    with os.scandir(devices) as entries:
+        for entry in entries:
+            words, before = _words(entry), begun.get(entry.name, ())
+            known += 1
+            if before[: len(words)] == words:
+                continue
+            if not stat.S_ISDIR(words[0]) or before[:3] != words[:3]:
+                return False
+            inside = _count_inside(devices, entry.name)
+            if before[len(words) :] != inside:
+                return False
+            begun[entry.name] = (*words, *inside)
+    return known == len(begun)
+
+
+def _words(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    """Return whatever shows a change; the size of a directory of tmpfs tells how many names are in it."""
+    at = entry.stat(follow_symlinks=False)
+    return at.st_mode, at.st_uid, at.st_gid, at.st_size, at.st_ctime_ns
+
+
+def _count_inside(devices: int, name: str) -> tuple[int, int]:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=devices)
+    try:
+        return len(os.listdir(fd)), len(os.listxattr(fd))
+    finally:
+        os.close(fd)
+
+
 def in_order(changes: Iterable[Change]) -> list[Change]:
     """Return `changes` in the order of paths. Raises BoxFailed if that were more text than anybody can want."""
     size, found = 0, []

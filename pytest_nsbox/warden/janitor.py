@@ -66,6 +66,10 @@ class Leavings:
         """Wait until all is done that was begun; what comes now is the warden's to do."""
         self._janitor.close()
 
+    def reap(self) -> None:
+        """Wait for the end of who did it."""
+        self._janitor.reap()
+
     def _told(self, error: str) -> None:
         if error:
             self._server.problems.append(error)
@@ -115,6 +119,7 @@ class Janitor:
         self._forget = forget
         self._sock: socket | None = None
         self.pid = 0
+        self._killed = 0
         self.patience = _PATIENCE
         self._number = 0
         self._waiting: dict[int, Waiting] = {}
@@ -161,7 +166,7 @@ class Janitor:
         self._waiting[self._number] = done, instead
 
     def close(self) -> None:
-        """Wait until everything is done, and end the process; what it does not get done in time is ours to do."""
+        """Wait until everything is done, and kill the process; what it does not get done in time is ours to do."""
         if self._sock is not None:
             be_patient(self._sock, self.patience)
         while self._sock is not None and self._waiting:
@@ -169,6 +174,12 @@ class Janitor:
         if self._sock is not None:
             self._end()
         self.pid = self.pid or -1
+
+    def reap(self) -> None:
+        """Wait for the end of the process, once it was killed."""
+        if self._killed:
+            os.waitpid(self._killed, 0)
+            self._killed = 0
 
     def _answered(self) -> None:
         assert self._sock is not None
@@ -178,6 +189,7 @@ class Janitor:
             answer = b""
         if not answer:
             self._end()
+            self.reap()
             return
         number, error = marshal.loads(answer)
         self._waiting.pop(number)[0](error)
@@ -189,7 +201,11 @@ class Janitor:
         self._forget(sock.detach())
         # A stopped process, too, ends of this.
         os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        self._killed = self.pid
+        if not self._waiting:
+            # Nothing of ours depends on its end.
+            return
+        self.reap()
         waiting, self._waiting = self._waiting, {}
         for _, instead in waiting.values():
             instead()

@@ -387,6 +387,7 @@ class Server:
             self._attempt(self.waste.pop(0))
         if self.session is not None:
             self.problems += self.session.close()
+        self.leavings.reap()
         if self.closing is not None:
             try:
                 self.channel.send(m.Closed(self.closing.number, tuple(self.problems)))

@@ -22,7 +22,7 @@ from pytest_nsbox.kernel.mount import NODEV, NOEXEC, NOSUID, RDONLY
 from pytest_nsbox.policy import plan as plans
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import record
-from pytest_nsbox.warden.changes import Layer
+from pytest_nsbox.warden.changes import Layer, are_devices_as_begun, list_devices
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
 from pytest_nsbox.warden.late import is_gone
 from pytest_nsbox.warden.points import check_kind, make_mount_point
@@ -85,7 +85,7 @@ class Tree:
             self.session.act_as(shifted=False)
         for layer in self.layers:
             layer.begin()
-        self._devices_begun = _list_devices(self.devices)
+        self._devices_begun = list_devices(self.devices)
         self._init_begun = self._list_init_files()
 
     def init_file(self, name: str) -> str:
@@ -105,7 +105,7 @@ class Tree:
             return (
                 self.plan.reusable
                 and self.is_as_begun()
-                and _list_devices(self.devices) == self._devices_begun
+                and are_devices_as_begun(self.devices, self._devices_begun)
                 and self._list_init_files() == self._init_begun
             )
         except OSError:
@@ -418,21 +418,3 @@ _PERFORM: dict[type, Callable[[_Builder, Any], None]] = {
     plans.ShowSysfs: _Builder.sysfs,
     plans.SetReadonly: _Builder.readonly,
 }
-
-
-def _list_devices(devices: int) -> Listing:
-    """Return what is in a /dev. Its directories may have changed times: files came and went in them."""
-    found: Listing = {}
-    with os.scandir(devices) as entries:
-        for entry in entries:
-            at = entry.stat(follow_symlinks=False)
-            if entry.is_dir(follow_symlinks=False):
-                fd = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=devices)
-                try:
-                    inside = (len(os.listdir(fd)), len(os.listxattr(fd)))
-                finally:
-                    os.close(fd)
-                found[entry.name] = (at.st_mode, at.st_uid, at.st_gid, *inside)
-            else:
-                found[entry.name] = (at.st_mode, at.st_uid, at.st_gid, at.st_ctime_ns)
-    return found

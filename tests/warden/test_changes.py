@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pytest_nsbox.nsbox import NsBox
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden import changes
+from pytest_nsbox.warden.changes import are_devices_as_begun, list_devices
 from pytest_nsbox.warden.client import Warden
 from tests.warden.boxes import run, run_in, started
 
@@ -121,3 +123,47 @@ def test_what_cannot_be_removed_is_named_and_everything_else_removed(
     with pytest.raises(KernelError, match=f"^remove {tmp_path}/tree/a/stays/below: Device or resource busy$"):
         files.remove_tree(str(tmp_path / "tree"))
     assert [path.name for path in tmp_path.rglob("*")] == ["tree", "a", "stays", "below"]
+
+
+def test_a_dev_is_as_it_was_listed_while_files_come_and_go_in_its_directories(tmp_path: Path) -> None:
+    for name in ("shm", "pts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "null").touch()
+    devices = os.open(tmp_path, os.O_RDONLY)
+    try:
+        begun = list_devices(devices)
+        assert are_devices_as_begun(devices, begun)
+        (tmp_path / "shm/gone").touch()
+        assert not are_devices_as_begun(devices, begun)
+        (tmp_path / "shm/gone").unlink()
+        os.utime(tmp_path / "shm")
+        assert are_devices_as_begun(devices, begun)
+        assert begun == list_devices(devices)
+    finally:
+        os.close(devices)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda at: (at / "shm/file").touch(),
+        lambda at: (at / "shm").chmod(0o700),
+        lambda at: os.setxattr(at / "shm", "user.x", b"x"),
+        lambda at: (at / "null").chmod(0o600),
+        lambda at: (at / "null").unlink(),
+        lambda at: (at / "new").touch(),
+        lambda at: (at / "new").mkdir(),
+    ],
+    ids=["file", "mode of a directory", "attribute", "mode", "gone", "new file", "new directory"],
+)
+def test_a_dev_that_is_not_as_it_was_listed(change: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "shm").mkdir()
+    (tmp_path / "null").touch()
+    devices = os.open(tmp_path, os.O_RDONLY)
+    try:
+        begun = list_devices(devices)
+        time.sleep(0.02)  # longer than file systems without finer times take for the same moment
+        change(tmp_path)
+        assert not are_devices_as_begun(devices, begun)
+    finally:
+        os.close(devices)

@@ -98,6 +98,7 @@ def test_what_it_was_asked_is_done_by_the_warden_if_it_does_not_answer(ends: boo
     if ends:
         os.kill(janitor.pid, signal.SIGKILL)
     janitor.close()
+    janitor.reap()
     assert sorted(instead) == list(range(20))
     assert told == []
     assert loop.watched == {}
@@ -122,6 +123,7 @@ def test_what_goes_wrong_in_it_is_told() -> None:
             Path(directory, "file").write_text("in the way")
             janitor.ask("tree", [directory, "/nowhere", False, False], [], told.append, lambda: told.append("instead"))
             janitor.close()
+            janitor.reap()
     finally:
         os.close(fd)
     first, second, third = told

@@ -257,7 +257,7 @@ class Ahead:
             and isinstance(item, pytest.Function)
             and not self._follower.output_in_step
             and self._follower.shell is None
-            and not any(True for mark in item.iter_markers() if mark.name in ("skip", "skipif"))
+            and foresight.is_surely_not_skipped(item)
             and foresight.collectors_are_ready(item)
             and all(self._listeners.listens_only(impl.plugin) for impl in _strangers(item))
             and foresight.fixtures_are_ready(

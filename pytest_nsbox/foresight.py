@@ -145,6 +145,19 @@ _ALIKE: Final[dict[str, Callable[[pytest.Item], bool]]] = {
 }
 
 
+def is_surely_not_skipped(item: pytest.Item) -> bool:
+    """Whether no mark of the item's has to be looked at to know that it is not skipped: `skipif` with False itself."""
+    for mark in item.iter_markers():
+        if mark.name == "skip":
+            return False
+        if mark.name == "skipif":
+            conditions = (mark.kwargs["condition"],) if "condition" in mark.kwargs else mark.args
+            # Without conditions it is skipped, and with one that is no text and has no reason it is an error.
+            if not conditions or mark.kwargs.get("reason") is None or any(each is not False for each in conditions):
+                return False
+    return True
+
+
 def collectors_are_ready(item: pytest.Item) -> bool:
     """Whether exactly the item's collectors are set up, without an error, and no other item is."""
     stack = item.session._setupstate.stack

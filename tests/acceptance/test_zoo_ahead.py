@@ -57,6 +57,25 @@ def is_ahead(run: Recorded) -> bool:
     )
 
 
+@pytest.mark.parametrize(
+    ("mark", "ahead"),
+    [
+        ("skipif(False, reason='never')", True),
+        ("skipif(condition=False, reason='never')", True),
+        ("skipif(False, False, reason='never')", True),
+        ("skipif('False', reason='never')", False),
+        ("skipif(0, reason='never')", False),
+    ],
+)
+def test_only_marks_that_have_to_be_looked_at_keep_a_test_in_its_turn(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, mark: str, ahead: bool
+):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    source = SUITE["test_ahead.py"].read_text(encoding="utf-8")
+    marked = source.replace("def test_in_a_row(", f"@pytest.mark.{mark}\ndef test_in_a_row(")
+    assert is_ahead(runs.run(runs.write({"test_ahead.py": marked}, "boxed"), "-k", "test_in_a_row")) is ahead
+
+
 LIMITS = ("-p", "timeout", "-p", "rerunfailures", "-o", "timeout=30", "-k", "test_in_a_row")
 
 

@@ -69,6 +69,32 @@ def test_warns_too():
     warnings.warn("of something else", stacklevel=1)
 
 
+@pytest.mark.skipif(False, reason="never")
+def test_is_not_skipped():
+    pass
+
+
+@pytest.mark.skipif(condition=False, reason="never")
+@pytest.mark.skipif(True, reason="always")
+def test_is_skipped():
+    raise AssertionError
+
+
+@pytest.mark.skipif("LEFT", reason="after another test")
+def test_is_not_skipped_by_a_text():
+    pass
+
+
+@pytest.mark.skipif(False)
+def test_has_no_reason():
+    pass
+
+
+@pytest.mark.skip(reason="always")
+def test_is_always_skipped():
+    raise AssertionError
+
+
 def test_skips_itself():
     pytest.skip("in the call")
 

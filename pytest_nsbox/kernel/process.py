@@ -14,7 +14,7 @@ from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import os
 
-_CLONE_PIDFD = 0x00001000
+CLONE_PIDFD = 0x00001000
 _CLONE_PARENT = 0x00008000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -38,8 +38,7 @@ def clone3(flags: int) -> tuple[int, int]:
     os._exit.
     """
     pidfd = libc.Buffer(bytes(4))
-    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
-    arguments = struct.pack("=8Q", flags | _CLONE_PIDFD, pidfd.address, 0, 0, int(signal.SIGCHLD), 0, 0, 0)
+    arguments = clone_arguments(flags | CLONE_PIDFD, pidfd.address, signal.SIGCHLD)
     pid = libc.syscall("clone3", hex(flags), libc.SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
         return 0, -1
@@ -52,8 +51,13 @@ def fork_sibling(flags: int = 0) -> int:
     that it may live on as an ordinary process.
     """
     # The exit signal is ours: the kernel wants none with this flag.
-    arguments = struct.pack("=8Q", flags | _CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0)
+    arguments = clone_arguments(flags | _CLONE_PARENT)
     return libc.syscall("clone3", f"sibling {flags:#x}", libc.SYS_CLONE3, arguments, len(arguments))
+
+
+def clone_arguments(flags: int, pidfd: int = 0, exit_signal: int = 0) -> bytes:
+    """Return struct clone_args: flags, pidfd (address), child_tid, parent_tid, exit_signal, stack, stack size, tls."""
+    return struct.pack("=8Q", flags, pidfd, 0, 0, exit_signal, 0, 0, 0)
 
 
 def kill(pidfd: int) -> None:

@@ -19,7 +19,8 @@ import os
 import struct
 import sys
 
-from pytest_nsbox.kernel import libc
+from pytest_nsbox.kernel import libc, process
+from pytest_nsbox.kernel.mount import AT_EMPTY_PATH
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import KernelError
 
@@ -53,9 +54,7 @@ LONGEST_TEXT = 4096  # bytes of a `Slot`'s text with its null: a path's
 _EXECUTABLE = 4  # the descriptor of `WAIT`
 _OUT_OF_THE_WAY = 100
 _CLONE_VM = 0x00000100
-_CLONE_PIDFD = 0x00001000
 _CLONE_CLEAR_SIGHAND = 1 << 32
-_AT_EMPTY_PATH = 0x1000
 _MFD_CLOEXEC, _MFD_EXEC = 0x1, 0x10
 _WORD = 8  # bytes
 _RESULT, _LEAST, _ROW = 7, 8, 9  # words
@@ -102,7 +101,7 @@ class Program:
 
     def wait(self) -> None:
         """Become the program that waits."""
-        self.add("execveat", "nsbox-init", SYS_EXECVEAT, _EXECUTABLE, b"", (b"nsbox-init",), (), _AT_EMPTY_PATH)
+        self.add("execveat", "nsbox-init", SYS_EXECVEAT, _EXECUTABLE, b"", (b"nsbox-init",), (), AT_EMPTY_PATH)
 
 
 class Loaded:
@@ -110,6 +109,7 @@ class Loaded:
 
     def __init__(self, program: Program) -> None:
         self._program = program
+        self._values: Mapping[str, int | str] = {}
         self._slots: dict[str, list[int]] = {}
         image = _Image(len(program.rows) * _ROW * _WORD)
         for index, (number, arguments, least) in enumerate(program.rows):
@@ -136,6 +136,7 @@ class Loaded:
 
     def fill(self, values: Mapping[str, int | str]) -> None:
         """Say what is in the slots. Raises KernelError for a text that is too long."""
+        self._values = values
         for name, places in self._slots.items():
             value = values[name]
             if isinstance(value, str):
@@ -152,7 +153,8 @@ class Loaded:
         for index, (call, target) in enumerate(self._program.calls):
             result, least = struct.unpack("=2q", self._memory.part((index * _ROW + _RESULT) * _WORD, 2 * _WORD))
             if result < least:
-                return KernelError(call, target, -result if result < 0 else errno.EPIPE)
+                told = str(self._values[target]) if isinstance(target, Slot) else target
+                return KernelError(call, told, -result if result < 0 else errno.EPIPE)
         return None
 
 
@@ -209,9 +211,9 @@ class Starter:
         """
         loaded.fill({**values, "executable": self._executable})
         pidfd = libc.Buffer(bytes(4))
-        # struct clone_args, as in process.clone3. No handler of ours can run there.
-        flags |= _CLONE_PIDFD | _CLONE_VM | _CLONE_CLEAR_SIGHAND
-        arguments = struct.pack("=8Q", flags, pidfd.address, 0, 0, int(signal.SIGCHLD), 0, 0, 0)
+        # No handler of ours can run there.
+        flags |= process.CLONE_PIDFD | _CLONE_VM | _CLONE_CLEAR_SIGHAND
+        arguments = process.clone_arguments(flags, pidfd.address, signal.SIGCHLD)
         pid = self._clone(arguments, len(arguments), loaded.address)
         if pid < 0:
             raise KernelError("clone3", hex(flags), -pid)

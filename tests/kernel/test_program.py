@@ -61,6 +61,13 @@ def waiting() -> Program:
     return steps
 
 
+def awaiting() -> Program:
+    steps = Program()
+    steps.add("read", "line", program.SYS_READ, LINE, bytes(1), 1, least=1)
+    steps.wait()
+    return steps
+
+
 def test_it_becomes_a_small_program_that_has_nothing_of_ours_and_ends_with_its_line() -> None:
     def play() -> tuple[object, ...]:
         started = Started(waiting())
@@ -150,12 +157,20 @@ def test_a_call_that_fails_is_the_last_one_and_is_told() -> None:
     assert in_a_process(play) == [("chdir", "there", errno.ENOENT, 1), ("fchdir", "5", errno.EBADF, 1)]
 
 
+def test_a_text_that_was_filled_in_is_told() -> None:
+    def play() -> str:
+        steps = Program()
+        steps.add("chdir", Slot("path"), program.SYS_CHDIR, Slot("path"))
+        started = Started(steps, path="/nonexistent")
+        started.end()
+        return str(started.loaded.refusal())
+
+    assert in_a_process(play) == str(KernelError("chdir", "/nonexistent", errno.ENOENT))
+
+
 def test_a_line_that_ends_before_the_word_is_a_refusal() -> None:
     def play() -> tuple[int, int]:
-        steps = Program()
-        steps.add("read", "line", program.SYS_READ, LINE, bytes(1), 1, least=1)
-        steps.wait()
-        started = Started(steps)
+        started = Started(awaiting())
         status = started.end()
         refusal = started.loaded.refusal()
         assert refusal is not None
@@ -166,10 +181,7 @@ def test_a_line_that_ends_before_the_word_is_a_refusal() -> None:
 
 def test_one_that_was_killed_refused_nothing() -> None:
     def play() -> tuple[int, object]:
-        steps = Program()
-        steps.add("read", "line", program.SYS_READ, LINE, bytes(1), 1, least=1)
-        steps.wait()
-        started = Started(steps)
+        started = Started(awaiting())
         os.kill(started.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(started.end()), started.loaded.refusal()
 

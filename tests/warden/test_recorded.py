@@ -17,6 +17,7 @@ from pytest_nsbox.warden import recorded
 from pytest_nsbox.warden.box import begin_box, finish_box
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.recorded import Recorded, try_out
+from tests.capabilities import require
 from tests.warden.boxes import in_a_process
 from tests.warden.test_faults import make, opened, state, unmake
 
@@ -97,10 +98,6 @@ def refused(*_: object) -> None:
     raise KernelError("mprotect", "machine code", errno.EACCES)
 
 
-def not_executable(_: object) -> tuple[int, int]:
-    raise OSError(errno.EACCES, "no")
-
-
 @pytest.mark.parametrize(
     ("where", "instead"),
     [
@@ -124,12 +121,12 @@ def test_where_it_is_impossible_inits_are_forks(where: str, instead: object, mon
             unmake(session, box)
         return made
 
-    if "clocks" in where and not os.path.exists("/proc/self/ns/time"):
-        pytest.skip("this kernel has no time namespaces")
+    if "clocks" in where:
+        require("time namespace")
     assert in_a_process(play) == (True, "nsbox-init\n")
 
 
-def test_boxes_of_the_same_kind_share_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_of_the_same_kind_share_what_was_recorded() -> None:
     def play() -> tuple[int, int]:
         with opened(Doors()) as session:
             plan = make_plan(Spec(), session.facts)

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from tests.capabilities import missing
 from tests.rootfs import place, rootfs
+from tests.vm import registers
 from tests.vm.disk import make_disk, make_initramfs
 
 KERNEL = "linux.uml"
@@ -113,6 +114,7 @@ def user_mode_linux(kernel: str, memory: str, scratch: str, options: Sequence[st
         # The machine uses a process for each one of its own. In a pid namespace they all end with the first, which
         # ends with `unshare`, which ends with us.
         *("unshare", *new_user, "--pid", "--fork", "--kill-child"),
+        *registers.prefix(scratch),
         kernel,
         f"mem={memory}",
         *options,

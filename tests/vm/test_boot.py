@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.vm import boot
+from tests.vm import boot, registers
 from tests.vm.boot import run_in_vm
 
 pytestmark = pytest.mark.needs("vm kernel")
@@ -41,6 +42,20 @@ def test_a_machine_that_does_not_come_up_is_tried_again_and_shows_its_console(
     shown = capsys.readouterr()
     assert shown.out == "hanging here\nhanging here\n"
     assert shown.err == "the virtual machine was not up after 1 s\n" * 2
+
+
+@pytest.mark.needs("program:as", "program:ld")
+def test_a_machine_runs_where_the_processor_has_more_registers_than_it_knows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(registers, "are_too_many", lambda _cpuinfo: True)
+    assert run_in_vm([sys.executable, "-c", "import hashlib; print(hashlib.sha256(bytes(10**7)).hexdigest()[:8])"]) == 0
+    assert capsys.readouterr().out.strip() == hashlib.sha256(bytes(10**7)).hexdigest()[:8]
+
+
+@pytest.mark.parametrize(("flags", "many"), [("fpu avx512f pku", False), ("fpu amx_tile avx512f", True), ("", False)])
+def test_registers_that_are_too_many(flags: str, many: bool):
+    assert registers.are_too_many(f"processor : 0\nflags\t\t: {flags}\nbugs\t\t: amx_tile\n") is many
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Large heaps in huge pages before they are forked: a fork copies one entry per page of memory, and an exit drops it.
 
-With 500 MB in pages of 4 KiB a fork takes some 20 ms, in huge pages (2 MiB) about 1 ms. To fold them costs about 2.4 ms
-per MiB, once, so it is done where the tests left repay it. Source: madvise(2), MADV_COLLAPSE (Linux 6.1).
+With 500 MB in pages of 4 KiB a fork takes 8 to 20 ms, in huge pages (2 MiB) about 1 ms. To fold them costs 0.3 ms per
+MiB, once, or up to 3 ms in a virtual machine whose host has to find the memory first; so it is done where the tests
+left repay it, by what forks took and the first pages take. Source: madvise(2), MADV_COLLAPSE (Linux 6.1).
 
 Python's small objects lie in arenas of 1 MiB, which the kernel joins to mappings of some 4 to 16 MiB. Where every test
 writes a huge page would fall apart with the next fork, and those of its pages that are pinned (see `pages`) would keep
@@ -13,6 +14,8 @@ collection of garbage; so it is folded anew whenever the heap has grown.
 from __future__ import annotations
 
 import errno
+import math
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +30,9 @@ MIB: Final = 1 << 20
 LARGE: Final = 4 * MIB  # mappings below this are left alone: the least that surely holds a whole huge page
 FULL: Final = 0.8  # of a mapping must be in memory: the kernel fills the holes of what it folds
 GROWN: Final = 16 * MIB  # since the last look: less is not worth another one
-REPAID_BY: Final = 60  # forks
+REPAID_BY: Final = 60  # forks, at the least
+SAVED: Final = 0.5  # of the time of a fork that copies entries of small pages; the rest of it, and of a test, stays
+AT_ONCE: Final = 16  # huge pages, between looks at the clock
 LOOK_EVERY: Final = 16  # tests
 FEW: Final = 16  # small pages that every test writes to do not keep the others of an area from being folded
 _NOT_NOW: Final = (errno.ENOMEM, errno.EBUSY)  # no huge page is free, or our cgroup has no room for one
@@ -40,6 +45,8 @@ class HugePages:
         self._folded: set[int] = set()  # numbers of areas, each as large as a huge page
         self._resident = 0
         self._tests = 0
+        self._tests_left = 0
+        self._fork_took = math.inf  # seconds, the last one
         self._due = False
         self._works = True
 
@@ -49,6 +56,7 @@ class HugePages:
         ask  has tests tell which pages they write to, whereupon `settle` is called; False if none will
         """
         self._tests += 1
+        self._tests_left = tests_left
         if not self._works or tests_left < REPAID_BY or self._tests % LOOK_EVERY != 1:
             return
         resident = _resident()
@@ -58,6 +66,10 @@ class HugePages:
         self._due = True
         if not ask():
             self.settle([])
+
+    def forked(self, seconds: float) -> None:
+        """Note what a fork took."""
+        self._fork_took = seconds
 
     def settle(self, written: list[int]) -> list[int]:
         """Fold what is due, while nothing is pinned; return which of the pages (numbers) that every test writes to are
@@ -70,16 +82,36 @@ class HugePages:
 
     def _fold(self, written: Counter[int]) -> None:
         self._folded = {area for area in self._folded if written[area] < FEW}
-        for mapping in large_mappings(_smaps()):
-            for areas in _runs(area for area in _areas(*mapping) if written[area] < FEW):
-                try:
-                    collapse(areas.start * HUGE_PAGE, len(areas) * HUGE_PAGE)
-                except KernelError as error:
-                    # Some page was in use, and all others are folded.
-                    if error.errno != errno.EAGAIN:
-                        self._works = error.errno in _NOT_NOW  # else an older kernel, or forbidden
-                        return
-                self._folded.update(areas)
+        runs = [
+            areas
+            for mapping in large_mappings(_smaps())
+            for areas in _runs(area for area in _areas(*mapping) if written[area] < FEW)
+        ]
+        wanted = sum(map(len, runs))
+        worth = SAVED * self._tests_left * self._fork_took * wanted * HUGE_PAGE / max(self._resident, 1)
+        done, began = 0, time.perf_counter()
+        for areas in _portions(runs):
+            try:
+                collapse(areas.start * HUGE_PAGE, len(areas) * HUGE_PAGE)
+            except KernelError as error:
+                # Some page was in use, and all others are folded.
+                if error.errno != errno.EAGAIN:
+                    self._works = error.errno in _NOT_NOW  # else an older kernel, or forbidden
+                    return
+            self._folded.update(areas)
+            done += len(areas)
+            if (time.perf_counter() - began) / done * wanted > worth:
+                return
+
+
+def _portions(runs: Iterable[range]) -> Iterator[range]:
+    """Parts of these runs, in their order: a single area first, to see what it costs."""
+    size = 1
+    for run in runs:
+        rest = run
+        while rest:
+            yield rest[:size]
+            rest, size = rest[size:], AT_ONCE
 
 
 def _areas(start: int, end: int) -> range:

@@ -75,6 +75,7 @@ class Launcher:
         try:
             pid = fork_into(box, partial(self._enter, attempt, child, ours, running))
             if pid:
+                self._pages.forked(time.perf_counter() - attempt.started)
                 theirs.close()
                 attempt.attach(pid, Channel(ours))
         except BaseException:

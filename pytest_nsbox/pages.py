@@ -50,6 +50,10 @@ class Pages:
             self._let_go()
         return tells
 
+    def forked(self, seconds: float) -> None:
+        """Note what a fork took."""
+        self._huge_pages.forked(seconds)
+
     def _ask(self) -> bool:
         """Ask the next tests; False if nothing can be pinned here."""
         self._asks, self._seen = self._works, None

@@ -111,6 +111,7 @@ class Ahead:
         __tracebackhide__ = True
         item = attempt.item
         try:
+            foresight.set_up_collectors(item)
             if not attempt.begun:
                 self._admit(attempt)
                 self._begin(attempt, nextitem)
@@ -118,7 +119,7 @@ class Ahead:
             self._park(nextitem, attempt, caller)
             self._log_rest()
             item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-            plain = None if internals.ends_outer_nodes(item, nextitem) else self._collect(attempt)
+            plain = self._collect(attempt) if foresight.ends_quietly(item, nextitem) else None
         except KeyboardInterrupt:
             self.close()
             raise self._follower.interrupt(attempt) from None
@@ -136,6 +137,7 @@ class Ahead:
         except BoxFailed:  # the warden is gone, and knows no usage; the test has passed all the same
             self._follower.forget(attempt)
         self._follower.take_end(plain.end)
+        foresight.tear_down_for(item.session, nextitem)
         self._unlogged = attempt, plain
         self._follower.ran.append(item)
         if _strangers(item):  # who may stop the run when he hears of this test
@@ -254,7 +256,7 @@ class Ahead:
         return (
             spec is not None
             and spec.scope == "function"
-            and isinstance(item, pytest.Function)
+            and isinstance(item, (pytest.Function, pytest.DoctestItem))
             and not self._follower.output_in_step
             and self._follower.shell is None
             and foresight.is_surely_not_skipped(item)

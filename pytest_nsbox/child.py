@@ -77,6 +77,8 @@ _PYTEST_ATTRIBUTES: Final = frozenset(
         "parent",
         "fspath",
         "_excinfo",
+        "_explicit_tearDown",
+        "_testcase",
         "location",
         "dtest",
         "runner",

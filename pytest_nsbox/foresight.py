@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from _pytest.fixtures import FixtureDef
+from _pytest.nodes import Node
 
 from pytest_nsbox.internals import OWN
 
@@ -13,7 +19,6 @@ if TYPE_CHECKING:
     import warnings
     from collections.abc import Callable, Iterable, Sequence
 
-    import pytest
     from pluggy import HookImpl
 
 # Hooks that are called in pytest's process alone, if not for a test that is to run in it.
@@ -159,19 +164,104 @@ def is_surely_not_skipped(item: pytest.Item) -> bool:
 
 
 def collectors_are_ready(item: pytest.Item) -> bool:
-    """Whether exactly the item's collectors are set up, without an error, and no other item is."""
+    """Whether the item's collectors are set up without an error and no other item is, or nobody could notice what is
+    left to be done for that.
+    """
     stack = item.session._setupstate.stack
-    return list(stack) == item.listchain()[:-1] and all(failure is None for _, failure in stack.values())
+    kept = _kept(item)
+    return (
+        all(failure is None for _, failure in stack.values())
+        and _end_quietly(item.session, kept)
+        and all(_is_quiet(node) for node in item.listchain()[kept:-1])
+    )
+
+
+def ends_quietly(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Whether nobody could notice what of the item's collectors the next one has torn down."""
+    return _end_quietly(item.session, 0 if nextitem is None else _kept(nextitem))
+
+
+def tear_down_for(session: pytest.Session, nextitem: pytest.Item | None) -> None:
+    """Tear down collectors, as pytest does at the end of a test."""
+    session._setupstate.teardown_exact(nextitem)
+
+
+def set_up_collectors(item: pytest.Item) -> None:
+    """Do what is left to be done where `collectors_are_ready`."""
+    stack = item.session._setupstate.stack
+    tear_down_for(item.session, item)
+    for node in item.listchain()[len(stack) : -1]:
+        stack[node] = ([node.teardown], None)
+
+
+def _kept(item: pytest.Item) -> int:
+    """How many of the nodes that are set up stay so for the item."""
+    pairs = zip(item.session._setupstate.stack, item.listchain()[:-1], strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], pairs))
+
+
+def _end_quietly(session: pytest.Session, kept: int) -> bool:
+    stack = session._setupstate.stack
+    return all(
+        _is_quiet(node) and all(_does_nothing(finalizer, node) for finalizer in stack[node][0])
+        for node in list(stack)[kept:]
+    )
+
+
+def _is_quiet(node: Node) -> bool:
+    """Whether to set the node up and to tear it down is to do nothing, but for its fixtures."""
+    kind = type(node)
+    return (
+        isinstance(node, pytest.Collector)
+        and (kind.setup, kind.teardown) == (Node.setup, Node.teardown)
+        and node.__dict__.keys().isdisjoint(["setup", "teardown"])
+    )
+
+
+def _does_nothing(finalizer: object, node: Node) -> bool:
+    if isinstance(finalizer, functools.partial):  # how fixtures are finished
+        fixture = getattr(finalizer.func, "__self__", None)
+        return isinstance(fixture, FixtureDef) and _is_of_plain_class(fixture, node)
+    return finalizer == node.teardown
+
+
+def _is_of_plain_class(fixture: FixtureDef[Any], node: Node | None) -> bool:
+    """Whether it is the fixture that calls a test case's setUpClass and tearDownClass, which do nothing."""
+    case = getattr(node, "obj", None)
+    if fixture.func.__module__ != "_pytest.unittest" or not fixture.argname.startswith("_unittest_setUpClass_fixture_"):
+        return False
+    unittest = sys.modules.get("unittest")
+    if unittest is None or not isinstance(case, type) or not issubclass(case, unittest.TestCase):
+        return False
+    return (
+        not getattr(case, "__unittest_skip__", False)
+        and not case._class_cleanups  # type: ignore[attr-defined]
+        and all(
+            getattr(case, name).__func__ is getattr(unittest.TestCase, name).__func__
+            for name in ("setUpClass", "tearDownClass", "doClassCleanups")
+        )
+    )
 
 
 def fixtures_are_ready(item: pytest.Item, names: Sequence[str]) -> bool:
-    """Whether these fixtures of the item's are set up, with its parameters and without an error."""
+    """Whether these fixtures of the item's are set up, with its parameters and without an error, or do nothing."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     for name in names:
-        cached = item._fixtureinfo.name2fixturedefs[name][-1].cached_result  # type: ignore[attr-defined]
-        if cached is None or cached[2] is not None or cached[1] is not parameters.get(name):
+        fixture = item._fixtureinfo.name2fixturedefs[name][-1]  # type: ignore[attr-defined]
+        cached = fixture.cached_result
+        if cached is None:
+            if not _is_of_plain_class(fixture, item.getparent(pytest.Class)) or _hears_of_fixtures(item):
+                return False
+        elif cached[2] is not None or cached[1] is not parameters.get(name):
             return False
     return True
+
+
+def _hears_of_fixtures(item: pytest.Item) -> bool:
+    """Whether a plugin could count how often a fixture is set up."""
+    names = ("pytest_fixture_setup", "pytest_fixture_post_finalizer")
+    # The latter are after fixtures that are coroutines.
+    return bool(strangers(item.ihook, names, "anyio.", "pytest_asyncio."))
 
 
 def record_warning(item: pytest.Item, message: warnings.WarningMessage) -> None:

@@ -255,10 +255,10 @@ def keep_only_item_in_child(item: pytest.Item, following: Callable[[], pytest.It
 
     Tear-down is up to what the ``following`` item needs.
     """
-    state = _state(item.session)
-    for node, (_, failure) in list(state.stack.items()):
-        if node is not item:
-            state.stack[node] = ([], failure)
+    state, chain = _state(item.session), item.listchain()
+    state.stack = {
+        node: entry if node is item else ([], entry[1]) for node, entry in state.stack.items() if node in chain
+    }
     exact = state.teardown_exact
 
     def teardown_exact(nextitem: pytest.Item | None) -> None:  # noqa: ARG001 - the child's next item may be none

@@ -51,10 +51,13 @@ def test_a_row_of_tests_is_forked_ahead(runs: Runs, monkeypatch: pytest.MonkeyPa
     assert all(run.of(f"test_a_row_after_a_death[{number}]")["outcome"] == "passed" for number in range(3))
 
 
+def was_ahead(run: Recorded, before: str, name: str) -> bool:
+    """Of tests that took NSBOX_ROW; when a process was born is known to a tick of the clock, 10 ms."""
+    return time_of(run, name, "born") < time_of(run, before, "ended") - 0.1
+
+
 def is_ahead(run: Recorded) -> bool:
-    return all(
-        time_of(run, name, "born") < time_of(run, before, "ended") for before, name in itertools.pairwise(ROW[2:])
-    )
+    return all(was_ahead(run, before, name) for before, name in itertools.pairwise(ROW[2:]))
 
 
 @pytest.mark.parametrize(
@@ -292,3 +295,94 @@ def test_an_os_that_a_fixture_fakes_for_a_whole_module(runs: Runs):
     }
     boxed = runs.run(runs.write(suite, "boxed"))
     boxed.result.assert_outcomes(passed=36)
+
+
+COLLECTORS = {
+    "conftest.py": """
+        import os, pathlib, time
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def times(record_property):
+            with open("/proc/self/stat") as file:
+                ticks = int(file.read().rpartition(") ")[2].split()[19])
+            record_property("time.born", ticks / os.sysconf("SC_CLK_TCK"))
+            yield
+            time.sleep(float(os.environ.get("NSBOX_ROW", "0")))
+            record_property("time.ended", time.clock_gettime(time.CLOCK_BOOTTIME))
+    """,
+    "test_a.py": "def test_a1(): pass\ndef test_a2(): pass\n",
+    "test_b.py": """
+        class TestOne:
+            def test_b1(self): pass
+        class TestTwo:
+            class TestInner:
+                def test_b2(self): pass
+    """,
+    "test_c.txt": ">>> 1 + 1\n2\n",
+    "test_d.txt": ">>> 1 + 2\n3\n",
+    "test_e.py": """
+        import unittest
+        class One(unittest.TestCase):
+            def test_e1(self): pass
+        class Two(unittest.TestCase):
+            def test_e2(self): pass
+            def test_e3(self): pass
+    """,
+    "test_f.py": """
+        import unittest
+        SET_UP = []
+        class Prepared(unittest.TestCase):
+            @classmethod
+            def setUpClass(cls): SET_UP.append("class")
+            @classmethod
+            def tearDownClass(cls): SET_UP.remove("class")
+            def test_f1(self): assert SET_UP == ["class"]
+        class Plain(unittest.TestCase):
+            def test_f2(self): assert SET_UP == []
+    """,
+    "test_g.py": """
+        SET_UP = []
+        def setup_module(): SET_UP.append("module")
+        def teardown_module(): SET_UP.remove("module")
+        def test_g1(): assert SET_UP == ["module"]
+    """,
+    "test_h.py": """
+        import unittest
+        class Plain(unittest.TestCase):
+            def test_h1(self): pass
+        @unittest.skip("all of it")
+        class Skipped(unittest.TestCase):
+            def test_h2(self): raise AssertionError
+        class TestFails:
+            def test_h3(self): raise AssertionError
+        class TestAfter:
+            def test_h4(self): pass
+            def test_h5(self): pass
+    """,
+    "test_i/__init__.py": "SET_UP = []\ndef setup_module(): SET_UP.append('package')\n",
+    "test_i/test_i.py": "from test_i import SET_UP\ndef test_i1(): assert SET_UP == ['package']\n",
+    "test_j.py": "def test_j1(): pass\n",
+}  # fmt: skip
+IN_TURN = ["test_f1", "test_f2", "test_g1", "test_h1", "test_h4", "test_i1", "test_j1"]
+AHEAD = ["test_b1", "test_b2", "test_c.txt", "test_d.txt", "test_e1", "test_e2", "test_e3"]
+
+
+def test_collectors_that_do_nothing_are_no_reason_to_wait(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    plain, boxed = (without_times(run) for run in runs.both(COLLECTORS))
+    assert_same(plain, boxed)
+
+
+def test_collectors_that_do_nothing_are_no_reason_to_wait_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    run = runs.run(runs.write(COLLECTORS, "boxed"))
+    names = [report["nodeid"] for report in run.reports() if report["when"] == "teardown"]
+    ahead = {
+        name: was_ahead(run, before, name)
+        for before, name in itertools.pairwise(names)
+        if "time.ended" in run.properties(before) and "time.born" in run.properties(name)
+    }
+
+    assert all(is_ahead for name, is_ahead in ahead.items() if name.endswith(tuple(AHEAD)))
+    assert not any(is_ahead for name, is_ahead in ahead.items() if name.endswith(tuple(IN_TURN)))

@@ -51,7 +51,7 @@ NEUTRAL = {"real"}
 # module from outside -> the modules or rooms that may import it
 GUARDED = {
     "pytest": {"glue"},
-    "_pytest": {"protocol", "internals", "succession"},
+    "_pytest": {"protocol", "foresight", "internals", "succession"},
     "pluggy": {"glue"},
     "ctypes": {"kernel.libc"},
     "pyroute2": {"kernel.links", "kernel.nftables"},

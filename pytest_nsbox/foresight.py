@@ -57,6 +57,9 @@ _OUTSIDE: Final = frozenset(
 )
 
 
+_BENCHMARKS: Final = pytest.StashKey[bool]()
+
+
 def strangers(hooks: Any, names: Iterable[str], *others: str) -> list[HookImpl]:
     """The implementations of the named hooks besides those of pytest, this plugin, and modules with a prefix of
     `others`.
@@ -143,10 +146,35 @@ def _is_not_rerun(item: pytest.Item) -> bool:
         return False
 
 
+def _is_any(item: pytest.Item) -> bool:  # noqa: ARG001 - whatever it is
+    return True
+
+
+def _is_not_among_benchmarks(item: pytest.Item) -> bool:
+    """A fork beside a benchmark would be measured with it."""
+    stash = item.config.stash
+    if _BENCHMARKS not in stash:
+        stash[_BENCHMARKS] = any("benchmark" in getattr(each, "fixturenames", ()) for each in item.session.items)
+    return not stash[_BENCHMARKS]
+
+
+def _fakes_nothing(item: pytest.Item) -> bool:  # noqa: ARG001 - it is the whole process
+    try:
+        return sys.modules["pyfakefs.fake_filesystem_unittest"].Patcher.PATCHER is None
+    except (KeyError, AttributeError):  # another version
+        return False
+
+
 _ALIKE: Final[dict[str, Callable[[pytest.Item], bool]]] = {
     # Its timers are the child's, see `timeouts`; only the session's is looked at in pytest's process after each test.
     "pytest_timeout": _has_no_session_timeout,
     "pytest_rerunfailures": _is_not_rerun,
+    # Between tests it lays down what a wider fixture faked; without one it looks, and does nothing.
+    "pyfakefs.pytest_plugin": _fakes_nothing,
+    "pytest_benchmark.plugin": _is_not_among_benchmarks,
+    # They take sockets away until the tear-down, and seed generators, whose state is handed on.
+    "pytest_socket": _is_any,
+    "pytest_randomly": _is_any,
 }
 
 

@@ -90,6 +90,19 @@ def test_a_row_is_forked_ahead_beside_plugins_that_keep_nothing_of_it(runs: Runs
     assert not is_ahead(runs.run(directory, *LIMITS, "--session-timeout=60"))
 
 
+def test_a_row_is_forked_ahead_beside_pyfakefs_until_a_fixture_fakes_something_for_more_than_a_test(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    words = ("-p", "pyfakefs.pytest_plugin", "-k", "test_in_a_row")
+    assert is_ahead(runs.run(runs.write(SUITE, "boxed"), *words))
+    signature = "def times(record_property):"
+    source = SUITE["test_ahead.py"].read_text(encoding="utf-8")
+    assert signature in source
+    faked = source.replace(signature, "def times(fs_module, record_property):\n    fs_module.pause()")
+    assert not is_ahead(runs.run(runs.write({"test_ahead.py": faked}, "faked"), *words))
+
+
 @pytest.mark.parametrize("method", ["signal", "thread"])
 def test_timeouts_of_pytest_timeout_in_tests_that_were_forked_ahead(runs: Runs, method: str):
     suite = {

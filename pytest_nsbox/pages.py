@@ -3,7 +3,9 @@
 After a fork the first write to a page, on either side, is a page fault: about 1,300 in a test's process and a thousand
 in pytest's, for the reference counts that Python keeps in its objects. It is the same pages again and again. So two of
 the first tests tell which ones theirs were, and those of both are pinned, which makes the kernel copy them in the fork:
-half the price of a fault, and none on pytest's side. Nothing but the time it takes can tell the difference.
+half the price of a fault, and none on pytest's side. What pytest itself writes to settles once tests follow each other
+as they will, so others are asked some tests later, and again after many. Nothing but the time it takes can tell the
+difference.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST: Final = 4096  # pages; a test that writes to more is not like the others
 LEARN_FROM: Final = range(2, 6)  # which tests, counted from the last time of learning; two are enough
-LEARN_EVERY: Final = 500  # tests: pytest's own memory moves on
+LEARN_AGAIN: Final = (16, 500)  # tests after the first time, and then each time: pytest's own memory moves on
 REPAID_BY: Final = 30  # tests
 
 
@@ -34,6 +36,7 @@ class Pages:
         self._works = True
         self._asks = True
         self._tests = 0
+        self._due = LEARN_AGAIN[0]
         self._seen: set[int] | None = None
         self._pins: Pins | None = None
 
@@ -41,7 +44,8 @@ class Pages:
         """Count a test; return whether it is to tell the pages that it wrote to."""
         self._huge_pages.before_fork(tests_left, self._ask)
         self._tests += 1
-        if self._tests > LEARN_EVERY:
+        if self._tests > self._due:
+            self._due = LEARN_AGAIN[1]
             self._ask()
         if self._asks and self._tests > LEARN_FROM.stop:  # all that were asked have ended, and not two of them told
             self._settle([])

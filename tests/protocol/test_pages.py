@@ -33,16 +33,18 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
 
 
 @pytest.mark.usefixtures("pinned")
-def test_the_second_test_tells_and_those_after_it_until_two_have_and_again_after_many():
+def test_the_second_test_tells_and_those_after_it_until_two_have_and_again_after_some_and_after_many():
     found = pages.Pages()
     telling = []
-    for number in range(1, 2 * pages.LEARN_EVERY):
+    some, many = pages.LEARN_AGAIN
+    for number in range(1, some + 2 * many):
         if found.before_fork(10_000):
             telling.append(number)
-            if number < pages.LEARN_EVERY:
+            if number < some:
                 found.learn([] if number == 3 else [1])  # the third could not tell
-    again = pages.LEARN_EVERY + 1
-    assert telling == [2, 3, 4, *range(again + 1, again + 5)]
+    again = some + 1
+    last = again + many
+    assert telling == [2, 3, 4, *range(again + 1, again + 5), *range(last + 1, last + 5)]
 
 
 def test_a_short_run_learns_nothing():
@@ -100,7 +102,7 @@ def test_what_is_due_is_folded_whatever_tests_tell(
     settled: list[list[int]] = []
     monkeypatch.setattr(HugePages, "settle", settle)
     found = pages.Pages()
-    for _ in range(pages.LEARN_EVERY):
+    for _ in range(pages.LEARN_AGAIN[0]):
         if found.before_fork(10_000):
             found.learn(told)
     assert settled == [told]
@@ -129,7 +131,8 @@ def test_tests_are_asked_again_when_the_heap_has_grown(monkeypatch: pytest.Monke
         if found.before_fork(left):
             told.append(left)
             found.learn([1])
-    assert told == [199, 198, 100, 99]
+    soon = 200 - pages.LEARN_AGAIN[0]
+    assert told == [199, 198, soon - 1, soon - 2, 100, 99]
 
 
 @pytest.mark.parametrize("told", [None, "12", [1.5], [-1], [0], [1 << 60], [True], [[1]], {"1": 2}])
@@ -155,7 +158,7 @@ def test_where_nothing_can_be_pinned_nobody_is_asked_again(monkeypatch: pytest.M
     found = pages.Pages()
     found.learn([1, 2])
     found.learn([1, 2])
-    assert not any(found.before_fork(10_000) for _ in range(2 * pages.LEARN_EVERY))
+    assert not any(found.before_fork(10_000) for _ in range(2 * pages.LEARN_AGAIN[1]))
 
 
 def test_a_process_that_cannot_look_into_itself_tells_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,7 @@ import pytest
 
 from tests import rootfs
 from tests.leftovers import PARENT, cgroup_mounts
+from tests.vm import registers
 
 # What takes minutes, and the variable that asks for it.
 ON_REQUEST = {"vm systemd": "NSBOX_SYSTEMD", "vm initramfs": "NSBOX_INITRAMFS", "vm qemu": "NSBOX_QEMU"}
@@ -189,7 +190,9 @@ def _device_mapper() -> str | None:
 
 
 def _vm_kernel() -> str | None:
-    return None if shutil.which("linux.uml") else "no program linux.uml (Debian package user-mode-linux)"
+    if not shutil.which("linux.uml"):
+        return "no program linux.uml (Debian package user-mode-linux)"
+    return (missing("program:as") or missing("program:ld")) if registers.are_too_many() else None
 
 
 def _asked_for(name: str) -> str | None:

@@ -48,7 +48,7 @@ def test_a_machine_that_does_not_come_up_is_tried_again_and_shows_its_console(
 def test_a_machine_runs_where_the_processor_has_more_registers_than_it_knows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(registers, "are_too_many", lambda _cpuinfo: True)
+    monkeypatch.setattr(registers, "are_too_many", lambda: True)
     assert run_in_vm([sys.executable, "-c", "import hashlib; print(hashlib.sha256(bytes(10**7)).hexdigest()[:8])"]) == 0
     assert capsys.readouterr().out.strip() == hashlib.sha256(bytes(10**7)).hexdigest()[:8]
 

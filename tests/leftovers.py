@@ -92,11 +92,13 @@ class Leftovers:
                 continue
             name, fields = parse_stat(stat)
             try:
-                tagged = self.tag in Path(f"/proc/{pid}/environ").read_bytes()
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:
-                tagged = False
-            if not tagged and int(fields[1]) not in ours:
-                self.foreign.add(pid)
+                environment = None
+            if self.tag not in (environment or b"") and int(fields[1]) not in ours:
+                # One in the middle of an execve has no environment yet, and may be ours all the same.
+                if environment != b"" or int(fields[6]) & PF_KTHREAD:
+                    self.foreign.add(pid)
                 continue
             ours.add(pid)
             if any(word in command for word in STANDARD_LIBRARY):
@@ -169,6 +171,9 @@ def kill_and_reap(pid: int) -> None:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 return
             time.sleep(0.01)
+
+
+PF_KTHREAD = 0x00200000  # in the flags of proc_pid_stat(5)
 
 
 def parse_stat(stat: bytes) -> tuple[str, list[str]]:

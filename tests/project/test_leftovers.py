@@ -30,8 +30,10 @@ def test_a_daemon_that_left_our_process_tree_is_seen_by_its_tag(leftovers: Lefto
     before = leftovers.snapshot()
     # setsid -f forks: the parent ends at once, so the sleeper hangs below pid 1.
     subprocess.run(["setsid", "-f", "sleep", "61"], check=True)
-    left = leftovers.new_since(before, grace=0.1)
-    # On a busy machine it may not have become the sleeper yet.
+    # It has no environment for a moment, while it becomes the sleeper.
+    deadline = time.monotonic() + 10
+    while not (left := leftovers.new_since(before, grace=0.1)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert any("(sleep)" in text or "(setsid)" in text for text in left.values()), left
     leftovers.remove(left)
     assert not leftovers.new_since(before)

@@ -41,6 +41,7 @@ _TOLD: Final = (
     "pytest_runtest_setup",
     "pytest_warning_recorded",
 )
+_XDIST: Final = ("xdist.", "__channelexec__")  # the latter in workers, which are sent its text
 _PASSED: Final = (["setup", "call", "teardown"], ["setup", "teardown"])  # the latter skips in its setup
 
 
@@ -269,4 +270,4 @@ class Ahead:
 
 
 def _strangers(item: pytest.Item) -> list[HookImpl]:
-    return foresight.strangers(item.ihook, _TOLD, "xdist.", *foresight.alike_in_child(item))
+    return foresight.strangers(item.ihook, _TOLD, *_XDIST, *foresight.alike_in_child(item))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from _pytest.fixtures import FixtureDef
 from _pytest.nodes import Node
+from pluggy._hooks import _SubsetHookCaller
 
 from pytest_nsbox.internals import OWN
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import warnings
     from collections.abc import Callable, Iterable, Sequence
 
-    from pluggy import HookImpl
+    from pluggy import HookCaller, HookImpl
 
 # Hooks that are called in pytest's process alone, if not for a test that is to run in it.
 _OUTSIDE: Final = frozenset(
@@ -56,8 +57,7 @@ _OUTSIDE: Final = frozenset(
     ]
 )
 
-
-_BENCHMARKS: Final = pytest.StashKey[bool]()
+_BENCHMARKS: Final = pytest.StashKey[bool]()  # whether there are any
 
 
 def strangers(hooks: Any, names: Iterable[str], *others: str) -> list[HookImpl]:
@@ -67,6 +67,14 @@ def strangers(hooks: Any, names: Iterable[str], *others: str) -> list[HookImpl]:
     known = (OWN, "pytest_nsbox.", *others)
     impls = (impl for name in names for impl in getattr(hooks, name).get_hookimpls())
     return [impl for impl in impls if not str(getattr(impl.function, "__module__", "")).startswith(known)]
+
+
+def without_fork(caller: HookCaller, config: pytest.Config) -> HookCaller:
+    """The hook ``pytest_runtest_protocol`` of a test that has a box, and with it a process of its own: pytest-forked
+    would fork all of it, and from such a process no box can be asked for.
+    """
+    forked = config.pluginmanager.get_plugin("pytest_forked")
+    return caller if forked is None else _SubsetHookCaller(caller, {forked})
 
 
 class Listeners:
@@ -169,6 +177,8 @@ _ALIKE: Final[dict[str, Callable[[pytest.Item], bool]]] = {
     # Its timers are the child's, see `timeouts`; only the session's is looked at in pytest's process after each test.
     "pytest_timeout": _has_no_session_timeout,
     "pytest_rerunfailures": _is_not_rerun,
+    # It has no part in a test of a box, see `without_fork`.
+    "pytest_forked": _is_any,
     # Between tests it lays down what a wider fixture faked; without one it looks, and does nothing.
     "pyfakefs.pytest_plugin": _fakes_nothing,
     "pytest_benchmark.plugin": _is_not_among_benchmarks,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_nsbox import garbage, internals, output, reporting, timeouts
+from pytest_nsbox import foresight, garbage, internals, output, reporting, timeouts
 from pytest_nsbox.ahead import Ahead
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
@@ -105,6 +105,7 @@ class Lockstep:
             return caller(**kwargs)
         if self._boxes.spec_of(kwargs["item"]) is not None:
             self.launcher.tests_left -= 1
+            caller = foresight.without_fork(caller, self.config)
         if self._boxes.scope_of(kwargs["item"]) != "function":
             return self._protocol_of_group(caller, kwargs)
         return self._ahead.run(caller, kwargs["item"], kwargs["nextitem"])

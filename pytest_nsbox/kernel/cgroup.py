@@ -223,8 +223,10 @@ def _unified(v2: Mount | None, parts: tuple[str, ...] | None) -> list[cgroup_v1.
     """The v2 hierarchy beside v1 ones that hold all controllers that count."""
     if v2 is None:
         return []
-    base = v2.point if parts is not None else cgroup_v2.own_group(v2.own_path() or v2.point)
-    return [cgroup_v1.Hierarchy(frozenset(), "unified", base, parts or (), "cgroup.procs")]
+    own = cgroup_v2.own_group(v2.own_path() or v2.point)
+    # Only the root has no such file; that of a cgroup namespace is another group's.
+    at_root = own == v2.point and Group(own).read("cgroup.type") is None
+    return [cgroup_v1.Unified(v2.point if parts is not None else own, parts or (), at_root=at_root)]
 
 
 def _names(hierarchies: Iterable[cgroup_v1.Hierarchy]) -> frozenset[str]:

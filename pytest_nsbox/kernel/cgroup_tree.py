@@ -145,7 +145,8 @@ class Group:
         """Return the processes in this group and below it, as far as this pid namespace can name them."""
         found: set[int] = set()
         for group in self.walk():
-            found.update(map(int, (group.read("cgroup.procs") or "").split()))
+            # A threaded group has no list of processes.
+            found.update(map(int, (group.read("cgroup.procs") or group.read("cgroup.threads") or "").split()))
         # A process of a foreign pid namespace reads as 0, and kill(0) would be our own process group.
         found.discard(0)
         return found

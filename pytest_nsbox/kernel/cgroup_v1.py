@@ -42,6 +42,7 @@ COUNTERS = {
 # On v1 an event is counted in the group of the victim alone, not in those above it.
 _LOCAL = frozenset({"memory.oom_control", "pids.events"})
 _OWNED = ("tasks", "cgroup.procs")
+_THREADS = "cgroup.threads"
 
 
 class Hierarchy:
@@ -116,6 +117,39 @@ class Hierarchy:
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if not (group.read(file) or "").strip():
                     group.write(file, (parent.read(file) or "").strip())
+
+
+class Unified(Hierarchy):
+    """The v2 hierarchy beside v1 ones that hold all controllers that count.
+
+    at_root  `base` is the root of all groups, and this process lives in it. Then the groups made here are threaded
+             ones, into which a process with one thread goes without the kernel's global lock. Whoever takes that lock
+             waits for a grace period of RCU, which is some 10 ms, and lets everybody wait who makes or removes groups.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, base: str, parents: tuple[str, ...], *, at_root: bool) -> None:
+        super().__init__(frozenset(), "unified", base, parents, _THREADS if at_root else "cgroup.procs")
+
+    def fill(self, group: Group) -> None:
+        """Make a threaded group of a new one, as all above it are. A parent that is another kind, and not ours, stays
+        what it is.
+        """
+        if self.door != _THREADS:
+            return
+        kind = (group.read("cgroup.type") or "").strip()
+        if kind == "domain invalid":
+            # What a group is below a threaded one, until it is threaded itself.
+            group.write("cgroup.type", "threaded")
+        elif kind != "threaded":
+            try:
+                if group.path not in [above.path for above in self.chain(group.files)] or group.is_made():
+                    group.write("cgroup.type", "threaded")
+                    return
+            except KernelError:
+                pass
+            self.door = "cgroup.procs"
 
 
 class SessionV1(Session):

@@ -40,17 +40,6 @@ def test_a_suite_gives_the_same_answers(runs: Runs, options: tuple[str, ...]):
     assert_same(without_times(plain), without_times(boxed))
 
 
-def test_a_row_of_tests_is_forked_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("NSBOX_ROW", "0.3")
-    run = runs.run(runs.write(SUITE, "boxed"))
-    for before, name in itertools.pairwise(ROW[2:]):
-        assert time_of(run, name, "born") < time_of(run, before, "ended")
-        assert time_of(run, name, "began") >= time_of(run, before, "ended")
-    died = run.of("test_ends_the_process")
-    assert "exited with status 3" in died["longrepr"]
-    assert all(run.of(f"test_a_row_after_a_death[{number}]")["outcome"] == "passed" for number in range(3))
-
-
 def was_ahead(run: Recorded, before: str, name: str) -> bool:
     """Of tests that took NSBOX_ROW; when a process was born is known to a tick of the clock, 10 ms."""
     return time_of(run, name, "born") < time_of(run, before, "ended") - 0.1
@@ -58,6 +47,23 @@ def was_ahead(run: Recorded, before: str, name: str) -> bool:
 
 def is_ahead(run: Recorded) -> bool:
     return all(was_ahead(run, before, name) for before, name in itertools.pairwise(ROW[2:]))
+
+
+def test_a_row_of_tests_is_forked_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    run = runs.run(runs.write(SUITE, "boxed"))
+    assert is_ahead(run)
+    assert all(time_of(run, name, "began") >= time_of(run, before, "ended") for before, name in itertools.pairwise(ROW))
+    died = run.of("test_ends_the_process")
+    assert "exited with status 3" in died["longrepr"]
+    assert all(run.of(f"test_a_row_after_a_death[{number}]")["outcome"] == "passed" for number in range(3))
+
+
+def test_workers_of_xdist_fork_a_row_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    runs.autoload()
+    monkeypatch.setenv("NSBOX_ROW", "0.3")
+    words = ("-n", "1", "-p", "no:hypothesispytest", "-k", "test_in_a_row")
+    assert is_ahead(runs.run(runs.write(SUITE, "boxed"), *words))
 
 
 @pytest.mark.parametrize(
@@ -79,15 +85,16 @@ def test_only_marks_that_have_to_be_looked_at_keep_a_test_in_its_turn(
     assert is_ahead(runs.run(runs.write({"test_ahead.py": marked}, "boxed"), "-k", "test_in_a_row")) is ahead
 
 
-LIMITS = ("-p", "timeout", "-p", "rerunfailures", "-o", "timeout=30", "-k", "test_in_a_row")
+PLUGINS = ("-p", "timeout", "-p", "rerunfailures", "-p", "pytest_forked", "-o", "timeout=30", "-k", "test_in_a_row")
 
 
 def test_a_row_is_forked_ahead_beside_plugins_that_keep_nothing_of_it(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NSBOX_ROW", "0.3")
     directory = runs.write(SUITE, "boxed")
-    assert is_ahead(runs.run(directory, *LIMITS))
-    assert not is_ahead(runs.run(directory, *LIMITS, "--reruns=1"))
-    assert not is_ahead(runs.run(directory, *LIMITS, "--session-timeout=60"))
+    assert is_ahead(runs.run(directory, *PLUGINS))
+    assert not is_ahead(runs.run(directory, *PLUGINS, "--reruns=1"))
+    assert not is_ahead(runs.run(directory, *PLUGINS, "--session-timeout=60"))
+    assert is_ahead(runs.run(directory, *PLUGINS, "--forked"))
 
 
 def test_a_row_is_forked_ahead_beside_pyfakefs_until_a_fixture_fakes_something_for_more_than_a_test(
@@ -312,7 +319,7 @@ def test_an_os_that_a_fixture_fakes_for_a_whole_module(runs: Runs):
 
 COLLECTORS = {
     "conftest.py": """
-        import os, pathlib, time
+        import os, time
         import pytest
 
         @pytest.fixture(autouse=True)
@@ -383,19 +390,13 @@ AHEAD = ["test_b1", "test_b2", "test_c.txt", "test_d.txt", "test_e1", "test_e2",
 
 def test_collectors_that_do_nothing_are_no_reason_to_wait(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NSBOX_ROW", "0.3")
-    plain, boxed = (without_times(run) for run in runs.both(COLLECTORS))
-    assert_same(plain, boxed)
-
-
-def test_collectors_that_do_nothing_are_no_reason_to_wait_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("NSBOX_ROW", "0.3")
-    run = runs.run(runs.write(COLLECTORS, "boxed"))
-    names = [report["nodeid"] for report in run.reports() if report["when"] == "teardown"]
+    plain, boxed = runs.both(COLLECTORS)
+    names = [report["nodeid"] for report in boxed.reports() if report["when"] == "teardown"]
     ahead = {
-        name: was_ahead(run, before, name)
+        name: was_ahead(boxed, before, name)
         for before, name in itertools.pairwise(names)
-        if "time.ended" in run.properties(before) and "time.born" in run.properties(name)
+        if "time.ended" in boxed.properties(before) and "time.born" in boxed.properties(name)
     }
-
     assert all(is_ahead for name, is_ahead in ahead.items() if name.endswith(tuple(AHEAD)))
     assert not any(is_ahead for name, is_ahead in ahead.items() if name.endswith(tuple(IN_TURN)))
+    assert_same(without_times(plain), without_times(boxed))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_nsbox.kernel import cgroup, mount, namespaces
-from pytest_nsbox.kernel.cgroup_node import Session
+from pytest_nsbox.kernel.cgroup_node import Node, Session
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes
 from pytest_nsbox.policy.spec import Spec
@@ -80,6 +80,48 @@ def test_a_screen_stands_in_each_hierarchy_that_boxes_need_not_join(session):
     # Not the session's own group, in which boxes with a limit of that controller live.
     assert {path.parent.name for path in paths} == {"screen"}
     assert {path.parent.stat().st_uid for path in paths} == {0}
+
+
+@pytest.fixture
+def unified() -> Path:
+    """The root of cgroup v2 beside v1, if we live in it."""
+    require_cgroup_version(1)
+    mount = cgroup.unified(cgroup.find_mounts())
+    if mount is None or mount.own_path() != mount.point or Path(mount.point, "cgroup.type").exists():
+        pytest.skip("we do not live in the root of cgroup v2 beside v1")
+    return Path(mount.point)
+
+
+def screen_below(unified: Path, session: Session) -> Path:
+    session.open_screens()
+    paths = [Path(os.readlink(f"/proc/self/fd/{fd}")) for fd in session.screens]
+    return next(path for path in paths if path.is_relative_to(unified))
+
+
+def test_beside_v1_nobody_waits_for_the_lock_of_v2(session, unified: Path):
+    door = screen_below(unified, session)
+    assert door.name == "cgroup.threads"
+    assert door.with_name("cgroup.type").read_text() == "threaded\n"
+    with started(Node("box", (), [], frozenset()), "sleep", "600") as process:
+        door.write_text(str(process.pid))
+        assert door.read_text().split() == [str(process.pid)]
+        session.close()
+        assert process.wait(10) == -signal.SIGKILL
+    assert not door.parent.parent.exists()
+
+
+def test_somebody_elses_group_of_v2_stays_what_it_is(unified: Path):
+    theirs = unified / "nsbox-tests-theirs"
+    theirs.mkdir()
+    try:
+        session = cgroup.open_session(f"/{theirs.name}", "unit")
+        try:
+            assert screen_below(unified, session).name == "cgroup.procs"
+            assert theirs.joinpath("cgroup.type").read_text() == "domain\n"
+        finally:
+            session.close()
+    finally:
+        theirs.rmdir()
 
 
 def test_the_attach_descriptors_are_the_tasks_files(session):

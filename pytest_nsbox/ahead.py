@@ -23,7 +23,7 @@ from pytest_nsbox.relay import ChannelClosedError, Frame, leaves_nothing, phase_
 from pytest_nsbox.warned import warning_from_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pluggy import HookCaller, HookImpl
 
@@ -141,7 +141,7 @@ class Ahead:
         foresight.tear_down_for(item.session, nextitem)
         self._unlogged = attempt, plain
         self._follower.ran.append(item)
-        if _strangers(item):  # who may stop the run when he hears of this test
+        if attempt.is_heard_of:
             self._log_rest()
         parked, session = self._parked, self._session
         goes_on = parked is not None and self._in_order and not (session.shouldstop or session.shouldfail)
@@ -157,12 +157,13 @@ class Ahead:
             return
         (attempt, plain), self._unlogged = self._unlogged, None
         item = attempt.item
+        hook = item.ihook
         for frame, made in zip(plain.reports, plain.made, strict=True):
             report = made or self._follower.read_report(attempt, frame)
             if report.when == "teardown":
                 self._boxes.ended(attempt, report)
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         for frame in (*plain.reports, plain.end):
             self._follower.take_attributes(item, frame)
             for data in frame.get("warnings", ()):
@@ -228,12 +229,15 @@ class Ahead:
             raise
 
     def _park(self, item: pytest.Item | None, running: Attempt | None, caller: HookCaller) -> None:
-        if item is None or not self._may_be_ahead(item):
+        if item is None:
+            return
+        listeners = [impl.plugin for impl in _strangers(item)]
+        if not self._may_be_ahead(item, listeners):
             return
         spec = self._boxes.spec_of(item)
         assert spec is not None
         attempt = Attempt(item, spec)
-        attempt.begun = False
+        attempt.begun, attempt.is_heard_of = False, bool(listeners)
         attempt.keeps = self._boxes.kept is not None
         try:
             attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
@@ -251,8 +255,11 @@ class Ahead:
 
     # --- who may be forked ahead
 
-    def _may_be_ahead(self, item: pytest.Item) -> bool:
-        """Say if nothing but the item itself is left to be set up, and if nobody in pytest's process waits for it."""
+    def _may_be_ahead(self, item: pytest.Item, listeners: Sequence[object]) -> bool:
+        """Say if nothing but the item itself is left to be set up, and if nobody in pytest's process waits for it.
+
+        listeners  plugins that are told of it
+        """
         spec = self._boxes.spec_of(item)
         return (
             spec is not None
@@ -262,7 +269,7 @@ class Ahead:
             and self._follower.shell is None
             and foresight.is_surely_not_skipped(item)
             and foresight.collectors_are_ready(item)
-            and all(self._listeners.listens_only(impl.plugin) for impl in _strangers(item))
+            and all(map(self._listeners.listens_only, listeners))
             and foresight.fixtures_are_ready(
                 item, self._placement.on_host(item, list(internals.outer_fixture_names(item)))
             )

@@ -35,11 +35,12 @@ class Attempt:
         self.box: Box | None = None
         self.pid = 0
         self.child: Child | None = None  # set in the child only
-        self.started = 0.0  # of the fork or, forked ahead, of its turn; time.perf_counter
+        # On the clock of time.perf_counter: of the fork or, forked ahead, of its turn; of its end.
+        self.started = self.stopped = 0.0
         self.begun = True  # False while it waits for its turn, forked ahead
+        self.is_heard_of = False  # by plugins besides pytest's own, who may stop the run then
         self.adopted = False  # it runs already, and its protocol in pytest's process begins only now
         self.random_state: Any = None  # of `random` at the fork
-        self.stopped = 0.0
         self.reported = 0.0  # seconds, of the phases whose reports have come
         self.keywords: Frame = {}  # of the item at the fork, as reports spell them
         self.reports: dict[str, pytest.TestReport] = {}

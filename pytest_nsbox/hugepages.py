@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from pytest_nsbox.kernel.memory import HUGE_PAGE, area_of, collapse
+from pytest_nsbox.kernel.memory import HUGE_PAGE, anonymous_mappings, area_of, collapse
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import os, read_text
 
@@ -82,11 +82,13 @@ class HugePages:
 
     def _fold(self, written: Counter[int]) -> None:
         self._folded = {area for area in self._folded if written[area] < FEW}
-        runs = [
-            areas
-            for mapping in large_mappings(_smaps())
-            for areas in _runs(area for area in _areas(*mapping) if written[area] < FEW)
-        ]
+
+        def runs_in(mappings: Iterable[tuple[int, int]]) -> list[range]:
+            return [run for each in mappings for run in _runs(area for area in _areas(*each) if written[area] < FEW)]
+
+        # Few programs have anything to fold, and to look at what is in memory takes milliseconds.
+        large = [mapping for mapping in anonymous_mappings(read_text("/proc/self/maps")) if _is_large(*mapping)]
+        runs = runs_in(large_mappings(_smaps())) if runs_in(large) else []
         wanted = sum(map(len, runs))
         worth = SAVED * self._tests_left * self._fork_took * wanted * HUGE_PAGE / max(self._resident, 1)
         done, began = 0, time.perf_counter()
@@ -112,6 +114,10 @@ def _portions(runs: Iterable[range]) -> Iterator[range]:
         while rest:
             yield rest[:size]
             rest, size = rest[size:], AT_ONCE
+
+
+def _is_large(start: int, end: int) -> bool:
+    return end - start >= LARGE
 
 
 def _areas(start: int, end: int) -> range:

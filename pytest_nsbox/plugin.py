@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_nsbox import early as early  # noqa: PLC0414 - before the other modules, it has them imported faster
 from pytest_nsbox import forking as forking  # noqa: PLC0414 - registers its at-fork handlers before others can
-from pytest_nsbox import importing as importing  # noqa: PLC0414 - before the other modules
 from pytest_nsbox import settings
 from pytest_nsbox.fixtures import nsbox as nsbox  # noqa: PLC0414 - fixtures of the plugin
 from pytest_nsbox.fixtures import nsbox_session as nsbox_session  # noqa: PLC0414 - as above
@@ -31,13 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Start the warden's process where every test is to run in a box: it imports its modules beside the conftests."""
-    if not settings.is_sure_to_box(early_config):
-        return
-    from pytest_nsbox.warden.spawn import spawn
-
-    # A failure comes again, and is told, where the warden is needed.
-    with contextlib.suppress(OSError):
-        spawned = early_config.stash[SPAWNED] = spawn()
+    spawned = early.take(wanted=settings.is_sure_to_box(early_config))
+    if spawned is not None:
+        early_config.stash[SPAWNED] = spawned
         early_config.add_cleanup(spawned.discard)
 
 

@@ -29,6 +29,7 @@ FILES = {
     NEWPID: "pid",
     NEWTIME: "time",
 }
+_NAMES: dict[int, str] = {}
 
 
 def unshare(flags: int) -> None:
@@ -43,7 +44,9 @@ def setns(fd: int, flags: int) -> None:
 
 def names(flags: int) -> str:
     """Return the names of the namespaces in `flags`, for an error's text."""
-    return ",".join(name for flag, name in FILES.items() if flags & flag) or hex(flags)
+    if flags not in _NAMES:  # every test asks, and it is always the same
+        _NAMES[flags] = ",".join(name for flag, name in FILES.items() if flags & flag) or hex(flags)
+    return _NAMES[flags]
 
 
 def open_namespace(pid: int | str, name: str) -> int:

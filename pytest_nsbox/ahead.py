@@ -12,6 +12,7 @@ the test but log its reports, and that while the next test runs already.
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -42,6 +43,9 @@ _TOLD: Final = (
     "pytest_warning_recorded",
 )
 _XDIST: Final = ("xdist.", "__channelexec__")  # the latter in workers, which are sent its text
+# Tests that may have ended and are not logged yet. The user sees no difference, and to log several at once is cheaper:
+# what that writes to has not to be copied for each child.
+MOST_UNLOGGED: Final = 8
 _PASSED: Final = (["setup", "call", "teardown"], ["setup", "teardown"])  # the latter skips in its setup
 
 
@@ -70,8 +74,9 @@ class Ahead:
         self._follower = follower
         self._fork = fork  # of the attempt, the one that runs meanwhile, and what runs the protocol in the child
         self._parked: Attempt | None = None
-        self._unlogged: tuple[Attempt, _Plain] | None = None  # ended, while the next one runs already
-        self._told: pytest.Item | None = None  # its start was logged, and its ordinary protocol is still to come
+        self._unlogged: list[tuple[Attempt, _Plain]] = []  # ended, while the next one runs already
+        self._started: pytest.Item | None = None  # whose start was logged, and nothing else yet
+        self._told: pytest.Item | None = None  # that one, if its ordinary protocol is still to come
         # pytest's own loop runs the items in their order; xdist's loop hears of its next item from elsewhere
         self._in_order = not foresight.strangers(session.config.hook, ["pytest_runtestloop"])
         self._listeners = foresight.Listeners(session.config)
@@ -118,10 +123,13 @@ class Ahead:
                 self._begin(attempt, nextitem)
             self._boxes.expect(self._after(nextitem) or nextitem)
             self._park(nextitem, attempt, caller)
-            self._log_rest()
-            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            if len(self._unlogged) >= MOST_UNLOGGED:
+                self._catch_up(item)
             plain = self._collect(attempt) if foresight.ends_quietly(item, nextitem) else None
+            if plain is None:
+                self._catch_up(item)
         except KeyboardInterrupt:
+            self._catch_up(item)
             self.close()
             raise self._follower.interrupt(attempt) from None
         except BaseException:
@@ -130,17 +138,22 @@ class Ahead:
             raise
         if plain is None:
             self._unpark()
-            attempt.adopted, self._told = True, item
+            attempt.adopted, self._told, self._started = True, item, None
             item.stash[ATTEMPT] = attempt
             return caller(item=item, nextitem=nextitem)
+        self._end(attempt, plain, nextitem)
+        return True
+
+    def _end(self, attempt: Attempt, plain: _Plain, nextitem: pytest.Item | None) -> None:
+        """End a test that told its last, and have the next one begin; what it told is logged later."""
         try:
             self._follower.settle(attempt)
         except BoxFailed:  # the warden is gone, and knows no usage; the test has passed all the same
             self._follower.forget(attempt)
         self._follower.take_end(plain.end)
-        foresight.tear_down_for(item.session, nextitem)
-        self._unlogged = attempt, plain
-        self._follower.ran.append(item)
+        foresight.tear_down_for(self._session, nextitem)
+        self._unlogged.append((attempt, plain))
+        self._follower.ran.append(attempt.item)
         if attempt.is_heard_of:
             self._log_rest()
         parked, session = self._parked, self._session
@@ -149,14 +162,29 @@ class Ahead:
             self._begin(parked, self._after(parked.item))
         else:
             self._log_rest()
-        return True
+
+    def _meanwhile(self, item: pytest.Item) -> Callable[[], None] | None:
+        """What is left to be done while this test runs."""
+        return None if self._started is item else partial(self._catch_up, item)
+
+    def _catch_up(self, item: pytest.Item) -> None:
+        """Log all that has ended, and that this test runs."""
+        self._log_rest()
+        self._log_start(item)
+
+    def _log_start(self, item: pytest.Item) -> None:
+        if self._started is not item:
+            self._started = item
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
 
     def _log_rest(self) -> None:
-        """Log the reports of the last test; its usage was on the way meanwhile."""
-        if self._unlogged is None:
-            return
-        (attempt, plain), self._unlogged = self._unlogged, None
+        """Log the reports of tests that have ended; their usage was on the way meanwhile."""
+        while self._unlogged:
+            self._log(*self._unlogged.pop(0))
+
+    def _log(self, attempt: Attempt, plain: _Plain) -> None:
         item = attempt.item
+        self._log_start(item)
         hook = item.ihook
         for frame, made in zip(plain.reports, plain.made, strict=True):
             report = made or self._follower.read_report(attempt, frame)
@@ -164,6 +192,7 @@ class Ahead:
                 self._boxes.ended(attempt, report)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        self._started = None
         for frame in (*plain.reports, plain.end):
             self._follower.take_attributes(item, frame)
             for data in frame.get("warnings", ()):
@@ -200,7 +229,7 @@ class Ahead:
         """What the test told, if it is no more than what `_Plain` says; else it can be read once more."""
         frames: list[Frame] = []
         try:
-            while (frame := attempt.next_frame(attempt.deadline)) is not None:
+            while (frame := attempt.next_frame(attempt.deadline, self._meanwhile(attempt.item))) is not None:
                 if frame["t"] == "limit":
                     timeouts.guard(attempt, frame)
                     continue

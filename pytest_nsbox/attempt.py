@@ -15,13 +15,14 @@ from pytest_nsbox.real import os
 from pytest_nsbox.relay import Channel, ChannelClosedError, Frame, Poller
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pytest_nsbox.child import Child
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.timeouts import Backstop
     from pytest_nsbox.warden.client import Box
 
+SOON: Final = 0.003  # seconds
 ATTEMPT: Final = pytest.StashKey["Attempt"]()
 
 
@@ -133,15 +134,23 @@ class Attempt:
         timeout = self.spec.timeout
         return self.backstop is not None and (timeout is None or self.backstop.seconds < timeout)
 
-    def next_frame(self, deadline: float | None) -> Frame | None:
-        """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError."""
+    def next_frame(self, deadline: float | None, meanwhile: Callable[[], None] | None = None) -> Frame | None:
+        """The next frame; None when the process has ended and everything it sent was read. Raises TimeoutError.
+
+        meanwhile  is called if it does not come soon
+        """
         assert self.channel is not None
         assert self._poller is not None
         if self._unread:
             return self._unread.pop(0)
         while (frame := self._take()) is None:
             seconds = None if deadline is None else deadline - time.perf_counter()
+            if meanwhile is not None:
+                seconds = SOON if seconds is None else min(SOON, seconds)
             readable, exited = self._poller.wait(seconds)
+            if meanwhile is not None and not (readable or exited):
+                meanwhile()
+                meanwhile = None
             if readable:
                 if not self.channel.fill(socket.MSG_DONTWAIT if exited else 0):
                     # End of file with the process alive: it closed the socket. Its end is still worth waiting for.

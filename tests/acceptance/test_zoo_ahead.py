@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,31 @@ def test_a_row_of_tests_is_forked_ahead(runs: Runs, monkeypatch: pytest.MonkeyPa
     died = run.of("test_ends_the_process")
     assert "exited with status 3" in died["longrepr"]
     assert all(run.of(f"test_a_row_after_a_death[{number}]")["outcome"] == "passed" for number in range(3))
+
+
+def test_what_has_ended_is_shown_while_a_test_takes_its_time(runs: Runs):
+    suite = {
+        "test_times.py": """
+            import time
+            import pytest
+
+            @pytest.mark.parametrize("number", range(12))
+            def test_quick(number): pass
+
+            def test_slow(): time.sleep(3)
+        """
+    }
+    words = [sys.executable, "-u", "-m", "pytest", "-v", "-p", "nsbox", "--sandbox-all", "--sandbox-report=none"]
+    with subprocess.Popen(words, cwd=runs.write(suite, "boxed"), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        shown = b""
+        while b"test_slow" not in shown:
+            shown += os.read(process.stdout.fileno(), 65536)
+        began = time.monotonic()
+        assert re.findall(rb"test_quick\[(\d+)\] PASSED", shown) == [b"%d" % number for number in range(12)]
+        process.stdout.read()
+    assert time.monotonic() - began > 1
+    assert process.returncode == 0
 
 
 def test_workers_of_xdist_fork_a_row_ahead(runs: Runs, monkeypatch: pytest.MonkeyPatch):

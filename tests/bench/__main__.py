@@ -69,7 +69,7 @@ import pytest
 
 @pytest.mark.parametrize("i", range({tests}))
 def test_cpu(i):
-    assert sum(number * number for number in range(1_000_000))
+    assert sum(number * number for number in range(4_400_000))  # about 0.2 s
 """
 LIMITS = ("mem=512M", "cpu=100%", "pids=64", "net=false")
 
@@ -102,7 +102,7 @@ if importlib.util.find_spec("pytest_isolate") is not None:
 ASKED = {"noop200": {"nsbox": 0.8, "nsbox+limits": 0.6}, "heap": {"nsbox": 0.3, "nsbox+limits": 0.3}}
 BY_HAND = 10  # tests
 BWRAP = ("bwrap", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-all")
-SEVERAL = 400  # tests: with fewer it would be about the time that workers take to start
+SEVERAL = 200  # tests: with fewer it would be about the time that workers take to start
 WORKERS = (2, 16)
 SCALES, HOLDS = 1.8, 1.25  # two workers against none at least, sixteen against two at most
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
@@ -42,7 +43,9 @@ COUNTERS = {
 # On v1 an event is counted in the group of the victim alone, not in those above it.
 _LOCAL = frozenset({"memory.oom_control", "pids.events"})
 _OWNED = ("tasks", "cgroup.procs")
-_THREADS = "cgroup.threads"
+_PROCESSES = "cgroup.procs"
+_THREADED = "threaded\n"
+_MARKED_WITHIN = 5  # milliseconds
 
 
 class Hierarchy:
@@ -127,29 +130,42 @@ class Unified(Hierarchy):
              waits for a grace period of RCU, which is some 10 ms, and lets everybody wait who makes or removes groups.
     """
 
-    __slots__ = ()
+    __slots__ = ("_at_root",)
 
     def __init__(self, base: str, parents: tuple[str, ...], *, at_root: bool) -> None:
-        super().__init__(frozenset(), "unified", base, parents, _THREADS if at_root else "cgroup.procs")
+        super().__init__(frozenset(), "unified", base, parents, _PROCESSES)
+        self._at_root = at_root
 
     def fill(self, group: Group) -> None:
-        """Make a threaded group of a new one, as all above it are. A parent that is another kind, and not ours, stays
-        what it is.
+        """Make a threaded group of a new one, from the root down. A parent that is not ours stays what it is, and so
+        does what is below it.
         """
-        if self.door != _THREADS:
+        if not self._at_root:
             return
-        kind = (group.read("cgroup.type") or "").strip()
-        if kind == "domain invalid":
+        kind = group.read("cgroup.type")
+        if kind == "domain invalid\n":
             # What a group is below a threaded one, until it is threaded itself.
             group.write("cgroup.type", "threaded")
-        elif kind != "threaded":
+            kind = _THREADED
+        elif kind is not None and kind != _THREADED and self._is_ours_below_root(group):
             try:
-                if group.path not in [above.path for above in self.chain(group.files)] or group.is_made():
-                    group.write("cgroup.type", "threaded")
-                    return
-            except KernelError:
-                pass
-            self.door = "cgroup.procs"
+                group.write("cgroup.type", "threaded")
+                kind = _THREADED
+            except KernelError as error:
+                if error.errno == errno.ENOENT:  # its last session removed it; `join` tries again
+                    raise
+        self.door = "cgroup.threads" if kind == _THREADED else _PROCESSES
+
+    def _is_ours_below_root(self, group: Group) -> bool:
+        if group.path.rpartition("/")[0] != self.base:
+            return False
+        if not self.parents:
+            return True
+        for _ in range(_MARKED_WITHIN):  # another session may have made it just now
+            if group.is_made():
+                return True
+            time.sleep(0.001)
+        return False
 
 
 class SessionV1(Session):

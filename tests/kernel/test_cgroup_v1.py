@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,21 @@ def test_somebody_elses_group_of_v2_stays_what_it_is(unified: Path):
             session.close()
     finally:
         theirs.rmdir()
+
+
+def test_sessions_that_make_one_parent_at_the_same_time_agree_on_its_kind(unified: Path):
+    def door_of(name: str) -> str:
+        session = cgroup.open_session("/nsbox-tests-race", name)
+        try:
+            return screen_below(unified, session).name
+        finally:
+            session.close()
+
+    for attempt in range(10):
+        with ThreadPoolExecutor(8) as pool:  # a fork each, which threads only wait for
+            doors = list(pool.map(lambda name: in_a_process(lambda: door_of(name)), map(str, range(8))))
+        assert set(doors) == {"cgroup.threads"}, f"attempt {attempt}"
+    assert not (unified / "nsbox-tests-race").exists()
 
 
 def test_the_attach_descriptors_are_the_tasks_files(session):

@@ -22,7 +22,8 @@ _started: Spawned | None = None
 def start(words: list[str]) -> None:
     """Start one if it looks as if these words of a command line asked for boxes in this process."""
     global _started  # noqa: PLW0603 - it is one process's
-    if "--sandbox-all" in words and not any(word.startswith(("-n", "--numprocesses", "--co")) for word in words):
+    idle = any(word in ("--co", "--collect-only") or word.startswith(("-n", "--numprocesses")) for word in words)
+    if "--sandbox-all" in words and not idle:
         _started = _try()
 
 

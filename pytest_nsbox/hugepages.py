@@ -87,7 +87,8 @@ class HugePages:
             return [run for each in mappings for run in _runs(area for area in _areas(*each) if written[area] < FEW)]
 
         # Few programs have anything to fold, and to look at what is in memory takes milliseconds.
-        large = [mapping for mapping in anonymous_mappings(read_text("/proc/self/maps")) if _is_large(*mapping)]
+        mappings = anonymous_mappings(read_text("/proc/self/maps"))
+        large = [(start, end) for start, end in mappings if end - start >= LARGE]
         runs = runs_in(large_mappings(_smaps())) if runs_in(large) else []
         wanted = sum(map(len, runs))
         worth = SAVED * self._tests_left * self._fork_took * wanted * HUGE_PAGE / max(self._resident, 1)
@@ -114,10 +115,6 @@ def _portions(runs: Iterable[range]) -> Iterator[range]:
         while rest:
             yield rest[:size]
             rest, size = rest[size:], AT_ONCE
-
-
-def _is_large(start: int, end: int) -> bool:
-    return end - start >= LARGE
 
 
 def _areas(start: int, end: int) -> range:

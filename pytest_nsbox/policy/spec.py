@@ -87,10 +87,7 @@ class Spec:
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values of the fields that differ from the default; ``from_json`` is the way back."""
-        global _told  # noqa: PLW0603 - mostly it is one spec, for every test of a run
-        if _told[0] is not self:
-            _told = self, {name: _plain(value) for name, value in self._set_fields()}
-        return dict(_told[1])
+        return {name: _plain(value) for name, value in self._set_fields()}
 
     @staticmethod
     def from_json(values: Mapping[str, object]) -> Spec:
@@ -119,8 +116,6 @@ class Spec:
 
 
 DEFAULT = Spec()
-# The last spec that was made JSON of, and that.
-_told: tuple[Spec, dict[str, object]] = DEFAULT, {}
 
 
 def check_host(

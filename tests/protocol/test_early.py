@@ -15,8 +15,11 @@ def is_there(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-def test_a_guess_that_was_right_is_what_the_caller_gets():
-    early.start(["tests", "--sandbox-all"])
+@pytest.mark.parametrize(
+    "words", [["tests", "--sandbox-all"], ["--sandbox-all", "--cov=package", "--color=yes"]], ids=" ".join
+)
+def test_a_guess_that_was_right_is_what_the_caller_gets(words: list[str]):
+    early.start(words)
     guessed = early._started
     assert guessed is not None
     spawned = early.take(wanted=True)

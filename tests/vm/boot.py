@@ -32,7 +32,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.capabilities import missing
@@ -43,6 +43,8 @@ from tests.vm.disk import make_disk, make_initramfs
 KERNEL = "linux.uml"
 MODULES = "/usr/lib/uml/modules"
 BEGIN, END = "--- the virtual machine is up ---", "--- the command ended with "
+LATE = "--- the command still runs, among these processes ---"
+TOLD_AT = 0.9  # of the time that a command has
 BOOTS = (60.0, 120.0)  # seconds to come up, which takes three; rarely, one hangs on a loaded machine
 ROOTS = ("hostfs", "disk", "initramfs", "qemu")
 TMPDIR = "/var/tmp/nsbox"
@@ -65,22 +67,26 @@ def run_in_vm(
     `root` is one of ROOTS; all but hostfs can have `more` directories of this machine in it, {path there: directory}.
 
     128 + N after signal N, 124 when `timeout` (seconds) passed, 125 when the machine did not come up or died.
+
+    Some time before the timeout the machine's first process tells what runs in it. Where not even that process gets on,
+    the machine stands still as a whole, which no command in it can bring about: it is started once more.
     """
     with tempfile.TemporaryDirectory(prefix="nsbvm-") as scratch:
-        arguments = machine(command, scratch, memory, root, more or {})
+        arguments = machine(command, scratch, memory, root, more or {}, timeout)
         if arguments is None:
             return 125
         for patience in BOOTS:
-            ended = follow(start(arguments), patience, timeout)
+            ended = follow(start(arguments), patience, timeout, tells=True)
             if ended is not None:
                 return ended
-            print(f"the virtual machine was not up after {patience:.0f} s", file=sys.stderr)
     return 125
 
 
-def machine(command: Sequence[str], scratch: str, memory: str, root: str, more: Mapping[str, Path]) -> list[str] | None:
+def machine(
+    command: Sequence[str], scratch: str, memory: str, root: str, more: Mapping[str, Path], timeout: float
+) -> list[str] | None:
     """The command line of a machine that runs `command`; None, with the reason on stderr, if none can be made."""
-    settings = machine_settings(command, root)
+    settings = machine_settings(command, root, timeout)
     files: dict[str, str | Path] = {**more, **init_files(settings, "/")}
     if missing("busybox root") is None:
         files[str(place("busybox"))] = rootfs("busybox")
@@ -127,22 +133,60 @@ def user_mode_linux(kernel: str, memory: str, scratch: str, options: Sequence[st
     ]
 
 
-def start(command: Sequence[str]) -> subprocess.Popen[str]:
+def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     """A machine that boots; its console is the process' stdout. It ends with us."""
     return subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
+        bufsize=0,
     )
 
 
-def follow(machine: subprocess.Popen[str], patience: float, timeout: float) -> int | None:
+class Console:
+    """An iterator over the lines that a machine says; one that it has not ended stays in it.
+
+    ``late``: the machine's first process told what runs.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._unended = b""
+        self.late = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while b"\n" not in self._unended:
+            part = os.read(self._fd, 1 << 16)
+            if not part:
+                raise StopIteration
+            self._unended += part
+        line, _, self._unended = self._unended.partition(b"\n")
+        return line.rstrip(b"\r").decode("utf-8", "replace") + "\n"
+
+    def show(self) -> int:
+        """Passes the lines on, up to the one that says with which status the command ended; 125 if none comes."""
+        for line in self:
+            if line.startswith(END):
+                return int(line[len(END) :])
+            self.late = self.late or line.strip() == LATE
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        return 125
+
+    def show_rest(self) -> None:
+        if self._unended:
+            sys.stdout.write(self._unended.decode("utf-8", "replace") + "\n")
+
+
+def follow(machine: subprocess.Popen[bytes], patience: float, timeout: float, *, tells: bool = False) -> int | None:
     """Shows what the command prints. Its status, 124 when `timeout` passed, 125 when the machine died under it.
 
-    None when the machine did not come up within `patience` seconds; then what the kernel said is shown.
+    None when the machine did not come up within `patience` seconds, and then what the kernel said is shown; also when
+    it was stopped without having said `LATE`, if it is one that `tells`.
     """
     assert machine.stdout is not None
 
@@ -150,21 +194,21 @@ def follow(machine: subprocess.Popen[str], patience: float, timeout: float) -> i
         raise TimeoutError
 
     previous = signal.signal(signal.SIGALRM, give_up)
+    console = Console(machine.stdout.fileno())
     boot: list[str] = []
     up = False
     try:
         signal.alarm(int(patience))
-        for line in machine.stdout:
+        for line in console:
             if line.strip() == BEGIN:
                 up = True
                 break
             boot.append(line)
         signal.alarm(int(timeout))
-        return show(machine.stdout) if up else None
-    except TimeoutError:
         if up:
-            print(f"the virtual machine was stopped after {timeout:.0f} s", file=sys.stderr)
-        return 124 if up else None
+            return console.show()
+    except TimeoutError:
+        pass
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
@@ -172,18 +216,16 @@ def follow(machine: subprocess.Popen[str], patience: float, timeout: float) -> i
         machine.kill()
         machine.wait()
         machine.stdout.close()
-        if not up:
-            sys.stdout.write("".join(boot))
-
-
-def show(lines: Iterable[str]) -> int:
-    """Passes the console on, up to the line that says with which status the command ended; 125 if none comes."""
-    for line in lines:
-        if line.startswith(END):
-            return int(line[len(END) :])
-        sys.stdout.write(line)
-        sys.stdout.flush()
-    return 125
+    if not up:
+        sys.stdout.write("".join(boot))
+    console.show_rest()
+    if not up:
+        print(f"the virtual machine was not up after {patience:.0f} s", file=sys.stderr)
+        return None
+    stood_still = tells and not console.late
+    why = ": it stood still, its first process too" if stood_still else ""
+    print(f"the virtual machine was stopped after {timeout:.0f} s{why}", file=sys.stderr)
+    return None if stood_still else 124
 
 
 def init_files(settings: dict[str, object], folder: str) -> dict[str, str]:
@@ -199,7 +241,7 @@ def needed_below(folder: str, command: Sequence[str]) -> bool:
     return any(path.startswith(folder + "/") for path in paths)
 
 
-def machine_settings(command: Sequence[str], root: str) -> dict[str, object]:
+def machine_settings(command: Sequence[str], root: str, timeout: float) -> dict[str, object]:
     """What tests/vm/init.py, pid 1 of the machine, is told."""
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     environment.update(TERM="dumb", TMPDIR=TMPDIR, PYTHONDONTWRITEBYTECODE="1", COLUMNS="120")
@@ -216,6 +258,8 @@ def machine_settings(command: Sequence[str], root: str) -> dict[str, object]:
         "controllers": ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"],
         "begin": BEGIN,
         "end": END,
+        "late": LATE,
+        "told_at": timeout * TOLD_AT,
         "modules": [
             "overlay",
             "veth",

@@ -56,7 +56,9 @@ def command_line(scratch: str, memory: str, files: Mapping[str, str | Path]) -> 
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
         *("-kernel", str(kernel.image), "-initrd", str(first_root(Path(scratch), kernel, busybox))),
         *("-append", f"console=ttyS0 loglevel=1 panic=-1 mitigations=off hugepages={HUGE_PAGES}"),
-        *("-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={disk}", "-device", "virtio-blk-pci,drive=disk"),
+        # Where no room is left for its disk QEMU would stop the machine, for somebody to make room and go on.
+        *("-drive", f"if=none,id=disk,format=raw,cache=unsafe,werror=report,file={disk}"),
+        *("-device", "virtio-blk-pci,drive=disk"),
     ]
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import socket
 import struct
 import subprocess
@@ -66,6 +67,28 @@ def loopback_up():
         fcntl.ioctl(s, 0x8914, request)  # SIOCSIFFLAGS
 
 
+def tell_tasks(mark):
+    """What every process waits for, when the command takes so long that somebody is about to give it up."""
+    print(f"\n{mark}", flush=True)
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        command = told(f"/proc/{pid}/cmdline").replace("\0", " ")
+        state = told(f"/proc/{pid}/stat").rpartition(") ")[2][:1]
+        if not command and state not in "DR":  # a thread of the kernel's that waits for work
+            continue
+        print(pid, state, told(f"/proc/{pid}/comm"), command[:100], told(f"/proc/{pid}/cgroup"), flush=True)
+        for task in os.listdir(f"/proc/{pid}/task") if os.path.isdir(f"/proc/{pid}/task") else ():
+            stack = " < ".join(line.split()[-1] for line in told(f"/proc/{pid}/task/{task}/stack").splitlines())
+            print("   ", task, told(f"/proc/{pid}/task/{task}/syscall"), stack, flush=True)
+
+
+def told(path):
+    try:
+        with open(path, errors="replace") as file:
+            return file.read().strip()
+    except OSError as error:  # it has ended
+        return error.strerror
+
+
 def main(settings):
     mount("proc", "/proc")
     mount("sysfs", "/sys")
@@ -92,6 +115,8 @@ def main(settings):
     with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as file:
         file.write(" ".join(f"+{name}" for name in settings["controllers"] if name in offered))
     socket.sethostname("nsbox-vm")
+    signal.signal(signal.SIGALRM, lambda number, frame: tell_tasks(settings["late"]))
+    signal.setitimer(signal.ITIMER_REAL, settings["told_at"])
     print(settings["begin"], flush=True)
     done = subprocess.Popen(settings["command"], cwd=settings["cwd"], env=settings["environment"])
     returncode = None

@@ -26,8 +26,21 @@ def test_a_command_that_dies_by_a_signal_is_told_from_one_that_exits():
 
 
 def test_a_machine_that_hangs_is_stopped_at_the_deadline(capsys: pytest.CaptureFixture[str]):
-    assert run_in_vm(["sleep", "600"], timeout=8) == 124
-    assert "stopped after 8 s" in capsys.readouterr().err
+    assert run_in_vm(["sh", "-c", "printf unended; exec sleep 600"], timeout=8) == 124
+    shown = capsys.readouterr()
+    assert shown.err == "the virtual machine was stopped after 8 s\n"
+    said, _, told = shown.out.partition(boot.LATE)
+    assert said == "unended\n"
+    assert "sleep 600" in told
+
+
+def test_a_machine_that_stands_still_is_started_once_more(capsys: pytest.CaptureFixture[str]):
+    # It has one CPU, which a real-time process without a limit leaves to nobody.
+    script = "echo -1 > /proc/sys/kernel/sched_rt_runtime_us; echo begun; exec chrt -f 99 sh -c 'while :; do :; done'"
+    assert run_in_vm(["sh", "-c", script], timeout=8) == 125
+    shown = capsys.readouterr()
+    assert shown.out == "begun\n" * 2
+    assert shown.err == "the virtual machine was stopped after 8 s: it stood still, its first process too\n" * 2
 
 
 def test_a_machine_that_does_not_come_up_is_tried_again_and_shows_its_console(

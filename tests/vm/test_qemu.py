@@ -205,7 +205,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     script = f"cd /suite && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec {sys.executable} -m pytest {options}"
     shown = io.StringIO()
     with redirect_stdout(shown):
-        status = run_in_vm(["sh", "-c", script], root="qemu", more={"/suite": suite}, memory="1G")
+        # A minute and a half where other tests run beside; Java takes its time.
+        seconds = 1800 if RUNTIMES else 600
+        status = run_in_vm(["sh", "-c", script], root="qemu", more={"/suite": suite}, memory="1G", timeout=seconds)
     text = shown.getvalue()
     assert status in (0, 1), text
     return text

@@ -271,6 +271,7 @@ class Ahead:
         try:
             attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
             self._parked = attempt
+            _ = item.location  # once, and not in both processes: it takes a while, and many pages of memory
             self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells

@@ -20,6 +20,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_nsbox import inherited, internals, output
+from pytest_nsbox.bookkeeping import Notes
 from pytest_nsbox.garbage import Garbage
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.pages import written
@@ -120,9 +121,7 @@ class Child:
         self._warnings: list[warnings.WarningMessage] = []
         self._catch: warnings.catch_warnings[Any] | None = None
         self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
-        self._properties = len(internals.testsuite_properties(self.config))
-        self._failed_subtests = self._count_failed_subtests()
-        self._xml_attributes = dict(internals.xml_attributes(self.item))
+        self._notes = Notes(item)
         self._stops = self._read_stops()
         self._measured: Measured | None = None
         self._garbage: Garbage | None = None
@@ -271,8 +270,7 @@ class Child:
         for name, value in frame["attributes"].items():
             setattr(item, name, value)
         self._attributes = {name: _copy(value) for name, value in plain_attributes(self.item)}
-        self._failed_subtests = self._count_failed_subtests()
-        self._xml_attributes = dict(internals.xml_attributes(self.item))
+        self._notes.begin(item)
         self._stops = self._read_stops()
         self._take_terminal_state(frame)
         output.forget_live_log(self.config)
@@ -369,15 +367,7 @@ class Child:
                 attributes[name] = self._attributes[name] = _copy(value)
         if attributes:
             left["attributes"] = attributes
-        properties = internals.testsuite_properties(self.config)[self._properties :]
-        if properties:
-            self._properties += len(properties)
-            left["testsuite_properties"] = properties
-        if (recorded := internals.xml_attributes(self.item)) != self._xml_attributes:
-            self._xml_attributes = left["xml_attributes"] = dict(recorded)
-        failed = self._count_failed_subtests()
-        if failed != self._failed_subtests:
-            self._failed_subtests = left["failed_subtests"] = failed
+        left.update(self._notes.new())
         stops = self._read_stops()
         if stops != self._stops:
             self._stops = left["stops"] = stops
@@ -387,10 +377,6 @@ class Child:
         if state != self._terminal:  # else it is what the parent knew, and may have gone on from
             self._terminal = left["terminal"] = state
         return left
-
-    def _count_failed_subtests(self) -> int:
-        table, key = internals.failed_subtests(self.item)
-        return table.get(key, 0) if table is not None else 0
 
     def _read_stops(self) -> list[bool | str]:
         return [self.item.session.shouldstop, self.item.session.shouldfail]
@@ -417,9 +403,10 @@ def _copy(value: Any) -> Any:
 def _flush() -> None:
     """Empty our buffers before pytest goes on in the same terminal, file or pipe."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        # Closed or replaced by the test: then there is nothing of ours to lose.
-        with contextlib.suppress(AttributeError, OSError, ValueError):
+        try:
             stream.flush()  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            continue
 
 
 def _start_measuring() -> Measured | None:

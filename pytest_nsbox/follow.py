@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_nsbox import internals, output, reporting, timeouts
+from pytest_nsbox import bookkeeping, internals, output, reporting, timeouts
 from pytest_nsbox.attempt import ATTEMPT, Attempt, reap_child
 from pytest_nsbox.child import is_others
 from pytest_nsbox.policy.errors import BoxFailed
@@ -219,13 +219,7 @@ class Follower:
         for data in frame.get("warnings", ()):
             internals.replay_warning(warning_from_data(data))
         self.take_attributes(item, frame)
-        for name, value in frame.get("testsuite_properties", ()):
-            internals.testsuite_properties(self.config).append((str(name), value))
-        if "xml_attributes" in frame:
-            internals.record_xml_attributes(item, frame["xml_attributes"])
-        if "failed_subtests" in frame:
-            table, key = internals.failed_subtests(item)
-            table[key] = frame["failed_subtests"]
+        bookkeeping.take(item, frame)
         if "stops" in frame:
             stop, fail = frame["stops"]
             item.session.shouldstop = stop or item.session.shouldstop

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -82,7 +82,7 @@ class _StandIn:
         action = self._nsbox_actions.get(name)
         if action is not None:
             caller = _Intercepted(caller, action)
-        # Found once, kept: HookRelay attributes do not change after they are made. Directory relays live shorter.
+        # Found once, kept: HookRelay attributes do not change after they are made.
         self.__dict__[name] = caller
         return caller
 
@@ -98,9 +98,17 @@ def intercept(session: pytest.Session, actions: dict[str, Action]) -> Callable[[
     everywhere = _StandIn(real, actions)
     config.hook = everywhere  # type: ignore[assignment]
 
+    conftests: Any = config.pluginmanager._conftest_plugins
+    known: dict[int, tuple[Path, int, Any]] = {}
+
     def proxy(fspath: Path) -> Any:
-        found: Any = gethookproxy(fspath)
-        return found if found is everywhere else _StandIn(found, actions)
+        # Asked for ten times per test, and always the same until there is another conftest.
+        path, number, relay = known.get(id(fspath), (None, 0, None))
+        if path is not fspath or number != len(conftests):
+            found: Any = gethookproxy(fspath)
+            relay = found if found is everywhere else _StandIn(found, actions)
+            known[id(fspath)] = fspath, len(conftests), relay
+        return relay
 
     session.gethookproxy = proxy  # type: ignore[method-assign,assignment]
 
@@ -334,41 +342,6 @@ def warn_at_fixture(fixture: Any, warning: Warning) -> None:
 
 
 # --- what tests leave in the session ---------------------------------------------------------------------------
-
-
-def failed_subtests(item: pytest.Item) -> tuple[Any, Any]:
-    """pytest's table of failed subtests and this item's key in it; (None, None) before pytest 9."""
-    plugin = item.config.pluginmanager.get_plugin("subtests")
-    key = getattr(plugin, "failed_subtests_key", None)
-    if key is None:
-        return None, None
-    return item.config.stash.get(key, None), getattr(item, "id", item.nodeid)  # pytest >= 9.2 keys by node id
-
-
-def testsuite_properties(config: pytest.Config) -> list[tuple[str, str]]:
-    """The list behind ``record_testsuite_property`` (empty and detached without ``--junitxml``)."""
-    xml = _junit(config)
-    return xml.global_properties if xml is not None else []
-
-
-def xml_attributes(item: pytest.Item) -> dict[str, str]:
-    """What ``record_xml_attribute`` recorded for the item in this process."""
-    xml = _junit(item.config)
-    reporter = xml.node_reporters.get((getattr(item, "id", item.nodeid), None)) if xml is not None else None
-    return reporter.attrs if reporter is not None else {}
-
-
-def record_xml_attributes(item: pytest.Item, attributes: Mapping[str, str]) -> None:
-    """Record them in pytest's process."""
-    xml = _junit(item.config)
-    for name, value in attributes.items() if xml is not None else ():
-        xml.node_reporter(getattr(item, "id", item.nodeid)).add_attribute(name, value)
-
-
-def _junit(config: pytest.Config) -> Any:
-    """pytest's writer of junit.xml, or None."""
-    plugin = config.pluginmanager.get_plugin("junitxml")
-    return config.stash.get(plugin.xml_key, None) if plugin is not None else None
 
 
 def set_report_sections(item: pytest.Item, sections: Sequence[tuple[str, str]]) -> None:

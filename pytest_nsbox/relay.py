@@ -101,7 +101,7 @@ class Channel:
         if len(buffer) < 4 + length:
             return None
         try:
-            frame = self._loads(bytes(memoryview(buffer)[4 : 4 + length]))
+            frame = self._loads(str(memoryview(buffer)[4 : 4 + length], "utf-8"))
         except (ValueError, RecursionError):
             raise ChannelClosedError("the test wrote something that is not JSON where a frame starts") from None
         del buffer[: 4 + length]

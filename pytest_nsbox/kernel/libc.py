@@ -52,16 +52,24 @@ def call(name: str, target: str, *arguments: int | bytes | None) -> int:
     function = _functions.get(name)
     if function is None:
         try:
-            function = _libc[name]
+            function = prepare(name, len(arguments))
         except AttributeError:
             raise KernelError(name, target, _errno.ENOSYS) from None
-        function.restype = ctypes.c_int
-        function.argtypes = [ctypes.c_void_p] * len(arguments)
-        _functions[name] = function
     result: int = function(*arguments)
     if result == -1:
         raise KernelError(name, target, ctypes.get_errno())
     return result
+
+
+def prepare(name: str, arguments: int) -> ctypes._NamedFuncPointer:
+    """Look the C function up that `call` is going to call, with so many arguments. AttributeError: there is none.
+
+    What is called in every test's process is looked up before the fork.
+    """
+    function = _functions[name] = _libc[name]
+    function.restype = ctypes.c_int
+    function.argtypes = [ctypes.c_void_p] * arguments
+    return function
 
 
 class Buffer:

@@ -29,24 +29,27 @@ FILES = {
     NEWPID: "pid",
     NEWTIME: "time",
 }
-_NAMES: dict[int, str] = {}
 
 
 def unshare(flags: int) -> None:
     """Put the calling thread into new namespaces of the kinds in `flags`."""
-    libc.call("unshare", names(flags), flags)
+    try:
+        libc.call("unshare", "", flags)
+    except KernelError as error:
+        raise KernelError(error.call, names(flags), error.errno) from None
 
 
 def setns(fd: int, flags: int) -> None:
     """Enter the namespaces of the kinds in `flags`: those of a process (a pidfd) or the one that `fd` is open on."""
-    libc.call("setns", names(flags), fd, flags)
+    try:
+        libc.call("setns", "", fd, flags)
+    except KernelError as error:
+        raise KernelError(error.call, names(flags), error.errno) from None
 
 
 def names(flags: int) -> str:
     """Return the names of the namespaces in `flags`, for an error's text."""
-    if flags not in _NAMES:  # every test asks, and it is always the same
-        _NAMES[flags] = ",".join(name for flag, name in FILES.items() if flags & flag) or hex(flags)
-    return _NAMES[flags]
+    return ",".join(name for flag, name in FILES.items() if flags & flag) or hex(flags)
 
 
 def open_namespace(pid: int | str, name: str) -> int:

@@ -19,7 +19,7 @@ import struct
 import sys
 from contextlib import suppress
 
-from pytest_nsbox.kernel import namespaces, process, seccomp
+from pytest_nsbox.kernel import libc, namespaces, process, seccomp
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import keyword_record, replace
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Box", "Released", "SessionConfig", "Warden"]
 
 SILENCE = 10.0  # seconds
+_CALLED_IN_TESTS = (("prctl", 5), ("setns", 2), ("unshare", 1))  # by every test's process, on its way into the box
 _NO_ROOM = "this process has no room for the descriptors that the warden sent: Too many open files (raise ulimit -n)"
 
 
@@ -107,6 +108,8 @@ class Warden:
         # A test that the memory limit does not kill would wait for memory for ever.
         process.keep_oom_score()
         silence = struct.pack("@ll", *divmod(int(SILENCE * 1e6), 10**6))
+        for name, arguments in _CALLED_IN_TESTS:
+            libc.prepare(name, arguments)
         spawned.sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, silence)
         warden = cls(m.Channel(spawned.sock), spawned.pid, config)
         # It prepares its session while we do other things. If it died, the first box tells.

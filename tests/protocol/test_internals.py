@@ -234,15 +234,6 @@ def test_warnings_are_handed_to_who_records_them():
     assert [(str(one.message), one.filename, one.lineno) for one in seen] == [("x", "file.py", 3)]
 
 
-def test_testsuite_properties_are_found_with_junit_and_lead_nowhere_without(pytester: pytest.Pytester):
-    with_junit = pytester.parseconfigure("--junitxml=x.xml")
-    internals.testsuite_properties(with_junit).append(("a", "b"))
-    assert internals.testsuite_properties(with_junit) == [("a", "b")]
-    without = pytester.parseconfigure()
-    internals.testsuite_properties(without).append(("a", "b"))
-    assert internals.testsuite_properties(without) == []
-
-
 def test_it_is_known_when_a_test_prints_to_pytests_terminal(pytester: pytest.Pytester):
     assert not output.prints_meanwhile(pytester.parseconfigure())
     for args in (["-s"], ["--setup-show"], ["--pdb"], ["-o", "log_cli=true"], ["--capture=tee-sys"]):

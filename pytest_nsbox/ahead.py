@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.follow import Follower
+    from pytest_nsbox.nursery import Nursery
     from pytest_nsbox.placement import Placement
 
 # Whoever implements one of these is told of every test in pytest's process, and may keep what the next test reads,
@@ -57,6 +58,13 @@ class _Plain(NamedTuple):
     end: Frame
 
 
+class Forks(NamedTuple):
+    """How tests are forked ahead. ``fork``: an attempt, beside one that runs, with what runs its protocol there."""
+
+    fork: Callable[[Attempt, Attempt | None, HookCaller], None]
+    nursery: Nursery
+
+
 class Ahead:
     """At most one test of the session, forked ahead."""
 
@@ -66,13 +74,13 @@ class Ahead:
         boxes: Boxes,
         placement: Placement,
         follower: Follower,
-        fork: Callable[[Attempt, Attempt | None, HookCaller], None],
+        forks: Forks,
     ) -> None:
         self._session = session
         self._boxes = boxes
         self._placement = placement
         self._follower = follower
-        self._fork = fork  # of the attempt, the one that runs meanwhile, and what runs the protocol in the child
+        self._fork, self._nursery = forks
         self._parked: Attempt | None = None
         self._unlogged: list[tuple[Attempt, _Plain]] = []  # ended, while the next one runs already
         self._started: pytest.Item | None = None  # whose start was logged, and nothing else yet
@@ -86,12 +94,13 @@ class Ahead:
         """The item's ``pytest_runtest_protocol``, in pytest's process."""
         __tracebackhide__ = True
         attempt, self._parked = self._parked, None
-        if attempt is not None and attempt.item is not item:  # somebody changed the order
-            self._throw_away(attempt)
+        if attempt is not None and (attempt.item is not item or not self._nursery.has_forked(attempt)):
+            self._throw_away(attempt)  # somebody changed the order, or there was no process to be had
             attempt = None
         if attempt is not None:
             return self._run_parked(attempt, caller, nextitem)
         self._log_rest()
+        self._nursery.disturb()
         self._follower.all_plain = True
         done = caller(item=item, nextitem=nextitem)
         if self._follower.all_plain:  # else the next test is not likely to be either
@@ -103,9 +112,14 @@ class Ahead:
         told, self._told = self._told, None
         return caller(**kwargs) if told is None else None
 
+    def rest(self) -> None:
+        """A test is run that has nothing to do with us."""
+        self._nursery.disturb()
+
     def close(self) -> None:
         """Nothing is run any more."""
         self._unpark()
+        self._nursery.close()
         self._log_rest()
 
     def _unpark(self) -> None:
@@ -138,6 +152,7 @@ class Ahead:
             raise
         if plain is None:
             self._unpark()
+            self._nursery.disturb()
             attempt.adopted, self._told, self._started = True, item, None
             item.stash[ATTEMPT] = attempt
             return caller(item=item, nextitem=nextitem)
@@ -154,14 +169,17 @@ class Ahead:
         foresight.tear_down_for(self._session, nextitem)
         self._unlogged.append((attempt, plain))
         self._follower.ran.append(attempt.item)
+        self._nursery.note_quiet()
         if attempt.is_heard_of:
             self._log_rest()
         parked, session = self._parked, self._session
         goes_on = parked is not None and self._in_order and not (session.shouldstop or session.shouldfail)
-        if parked is not None and goes_on and self._admit(parked, wait=False):
+        if parked is not None and not self._nursery.has_forked(parked):
+            self._unpark()
+        elif parked is not None and goes_on and self._admit(parked, wait=False):
             self._begin(parked, self._after(parked.item))
-        else:
-            self._log_rest()
+            return
+        self._log_rest()
 
     def _meanwhile(self, item: pytest.Item) -> Callable[[], None] | None:
         """What is left to be done while this test runs."""
@@ -271,14 +289,16 @@ class Ahead:
         try:
             attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
             self._parked = attempt
-            _ = item.location  # once, and not in both processes: it takes a while, and many pages of memory
-            self._fork(attempt, running, caller)
+            if not self._nursery.ask(attempt, self._number(item), running, caller):
+                _ = item.location  # once, and not in both processes: it takes a while, and many pages of memory
+                self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells
             self._parked = None
 
     def _throw_away(self, attempt: Attempt) -> None:
         assert attempt.box is not None
+        self._nursery.has_forked(attempt)
         attempt.box.kill()
         self._follower.forget(attempt)
         attempt.box.drop()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.timeouts import Backstop
     from pytest_nsbox.warden.client import Box
+    from pytest_nsbox.zygote import Forked, Zygote
 
 SOON: Final = 0.003  # seconds
 ATTEMPT: Final = pytest.StashKey["Attempt"]()
@@ -28,6 +29,8 @@ ATTEMPT: Final = pytest.StashKey["Attempt"]()
 
 class Attempt:
     """One run of one item in one box, seen from pytest's process. A rerun is another attempt."""
+
+    zygote: Zygote | None = None  # that forked its process in place of pytest's
 
     def __init__(self, item: pytest.Item, spec: Spec) -> None:
         self.item = item
@@ -81,6 +84,12 @@ class Attempt:
         self.pid, self.channel = pid, channel
         self._pidfd = os.pidfd_open(pid)
         self._poller = Poller(channel, self._pidfd)
+
+    def attach_forked(self, forked: Forked, zygote: Zygote) -> None:
+        """In pytest's process, when a zygote has forked; the channel is there."""
+        assert self.channel is not None
+        self.pid, self._pidfd, self.zygote = forked.pid, forked.pidfd, zygote
+        self._poller = Poller(self.channel, self._pidfd)
 
     def follow(self, previous: Attempt) -> None:
         """In pytest's process: go on in the box and the process of another test."""
@@ -197,7 +206,7 @@ class Attempt:
 
     def reap(self) -> int:
         """Wait for the test's own process; its return code as `subprocess` gives it. Once only."""
-        status = reap_child(self.pid)
+        status = reap_child(self.pid) if self.zygote is None else self.zygote.status(self.pid)
         self.close()
         return os.waitstatus_to_exitcode(status or 0)
 

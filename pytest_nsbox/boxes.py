@@ -16,16 +16,18 @@ from pytest_nsbox.policy.errors import BoxFailed, SandboxError, SandboxTimeout
 from pytest_nsbox.policy.units import format_seconds
 from pytest_nsbox.real import os, read_text
 from pytest_nsbox.settings import SPEC
+from pytest_nsbox.warden.client import Box
+from pytest_nsbox.warden.messages import Made, decode, expect
 
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_nsbox.admission import Admission
     from pytest_nsbox.attempt import Attempt
     from pytest_nsbox.kept import Kept
     from pytest_nsbox.policy.spec import Spec
-    from pytest_nsbox.warden.client import Box, Released, Warden
+    from pytest_nsbox.warden.client import Released, Warden
 
 STACKS_SIGNAL: Final = signal.SIGRTMIN + 1
 ARTIFACTS: Final = "sandbox-artifacts"  # in rootdir
@@ -117,6 +119,13 @@ class Boxes:
             self.warden.close()
             self._warden = None
         return self.warden.acquire(spec)
+
+    def handed_on(self, made: bytes, fds: Sequence[int], spec: Spec) -> Box:
+        """In a fork of pytest's process that forks tests for it: a box that was acquired there.
+
+        made  its `parts`, encoded; ``fds`` are copies of theirs
+        """
+        return Box(self.warden, expect(decode(made), Made), tuple(fds), spec)
 
     def make_next(self, *, always: bool = False) -> None:
         """Have boxes of the next test's kind made, if there is none ahead; called when a test is on its way.

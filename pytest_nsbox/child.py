@@ -384,7 +384,11 @@ class Child:
 
 def plain_attributes(item: pytest.Item) -> list[tuple[str, Any]]:
     """What hooks of others have put on an item and the other process can be told."""
-    return [(name, value) for name, value in item.__dict__.items() if is_others(item, name) and is_plain(value)]
+    return [
+        (name, value)
+        for name, value in item.__dict__.items()
+        if name not in _PYTEST_ATTRIBUTES and is_others(item, name) and is_plain(value)
+    ]
 
 
 def is_others(item: pytest.Item, name: str) -> bool:

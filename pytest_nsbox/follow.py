@@ -280,8 +280,12 @@ class Follower:
     def forget(self, attempt: Attempt) -> None:
         """Reap a killed process some time."""
         attempt.close()
-        if attempt.pid:
-            self._dying.append(attempt.pid)
+        if attempt.pid and attempt.zygote is None:
+            self.reap_later(attempt.pid)
+
+    def reap_later(self, pid: int) -> None:
+        """Collect a child of ours when it has ended."""
+        self._dying.append(pid)
 
     def reap_dying(self, *, wait: bool = False) -> None:
         """Collect children that ended since; an init cannot go before its box's processes are reaped."""

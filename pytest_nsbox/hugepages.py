@@ -67,6 +67,10 @@ class HugePages:
         if not ask():
             self.settle([])
 
+    def rest(self) -> None:
+        """Fold nothing any more."""
+        self._works = self._due = False
+
     def forked(self, seconds: float) -> None:
         """Note what a fork took."""
         self._fork_took = seconds

@@ -20,10 +20,12 @@ from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.real import read_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeGuard
 
 MOST: Final = 4096  # pages; a test that writes to more is not like the others
 LEARN_FROM: Final = range(2, 6)  # which tests, counted from the last time of learning; two are enough
+LEARN_IN_ZYGOTE: Final = 3  # tests
 LEARN_AGAIN: Final = (16, 500)  # tests after the first time, and then each time: pytest's own memory moves on
 REPAID_BY: Final = 30  # tests
 
@@ -37,8 +39,25 @@ class Pages:
         self._asks = True
         self._tests = 0
         self._due = LEARN_AGAIN[0]
+        self._learn_from = LEARN_FROM
         self._seen: set[int] | None = None
         self._pins: Pins | None = None
+        self._pinned: list[int] = []
+        self.pass_on: Callable[[list[int]], None] | None = None  # to the zygote whose tests tell theirs
+
+    @property
+    def are_settled(self) -> bool:
+        """Whether nobody is asked."""
+        return not self._asks
+
+    def move(self) -> None:
+        """In a zygote: pin what pytest's process had pinned, and find out what its own tests write to. That is less."""
+        self.close()
+        self._huge_pages.rest()
+        self._learn_from = LEARN_FROM[:2]  # they come in a row, and nothing disturbs them
+        self._tests, self._due = LEARN_FROM.stop, LEARN_FROM.stop + LEARN_IN_ZYGOTE
+        if self._pinned:
+            self._pin(self._pinned)
 
     def before_fork(self, tests_left: int) -> bool:
         """Count a test; return whether it is to tell the pages that it wrote to."""
@@ -47,9 +66,11 @@ class Pages:
         if self._tests > self._due:
             self._due = LEARN_AGAIN[1]
             self._ask()
-        if self._asks and self._tests > LEARN_FROM.stop:  # all that were asked have ended, and not two of them told
+        if (
+            self._asks and self._tests > self._learn_from.stop
+        ):  # all that were asked have ended, and not two of them told
             self._settle([])
-        tells = self._asks and self._tests in LEARN_FROM and tests_left > REPAID_BY
+        tells = self._asks and self._tests in self._learn_from and tests_left > REPAID_BY
         if tells:  # a page that the fork copied would look as if the test had written to it
             self._let_go()
         return tells
@@ -66,7 +87,12 @@ class Pages:
 
     def learn(self, pages: object) -> None:
         """Take what a test told: rubbish costs time, and nothing else."""
-        if not self._asks or not _are_pages(pages):
+        if not _are_pages(pages):
+            return
+        if self.pass_on is not None:
+            self.pass_on(pages)
+            return
+        if not self._asks:
             return
         if not self._seen:
             self._seen = set(pages)
@@ -92,6 +118,7 @@ class Pages:
         for choose in (list, _in_anonymous_mappings):
             with contextlib.suppress(KernelError):
                 self._pins = Pins(as_ranges(choose(pages)))
+                self._pinned = pages
                 return
         self._works = False
 

@@ -25,30 +25,33 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_nsbox import foresight, garbage, internals, output, reporting, timeouts
-from pytest_nsbox.ahead import Ahead
+from pytest_nsbox.ahead import Ahead, Forks
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
 from pytest_nsbox.internals import Forked, Turn
 from pytest_nsbox.launch import Launcher
+from pytest_nsbox.nursery import Nursery
 from pytest_nsbox.pages import Pages
 from pytest_nsbox.policy.errors import BoxFailed, SandboxError
 from pytest_nsbox.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pluggy import HookCaller
 
     from pytest_nsbox.boxes import Boxes
     from pytest_nsbox.placement import Placement
     from pytest_nsbox.turns import Turns
+    from pytest_nsbox.zygote import Zygote
 
 
 class Lockstep:
     """Intercepts the run-test hooks of a session's items; acts on those that have a `Spec`."""
 
     def __init__(self, session: pytest.Session, boxes: Boxes, placement: Placement) -> None:
+        self._session = session
         self.config = session.config
         self.placement = placement
         self._boxes = boxes
@@ -59,7 +62,8 @@ class Lockstep:
         self._follower = Follower(session.config, boxes, self._terminal, pages)
         self._follower.undone = placement.undone
         self.launcher = Launcher(session.config, boxes, self._follower, self._terminal, pages, self._become)
-        self._ahead = Ahead(session, boxes, placement, self._follower, self._fork_ahead)
+        self.nursery = Nursery(session.items, self.launcher, self._follower, self._fork_zygote)
+        self._ahead = Ahead(session, boxes, placement, self._follower, Forks(self._fork_ahead, self.nursery))
         self._turns = self._make_turns(session)
         self._undo = internals.intercept(
             session,
@@ -107,13 +111,24 @@ class Lockstep:
             self.launcher.tests_left -= 1
             caller = foresight.without_fork(caller, self.config)
         if self._boxes.scope_of(kwargs["item"]) != "function":
+            self._ahead.rest()
             return self._protocol_of_group(caller, kwargs)
         return self._ahead.run(caller, kwargs["item"], kwargs["nextitem"])
 
     def _fork_ahead(self, attempt: Attempt, running: Attempt | None, caller: HookCaller) -> None:
         """Fork a process for a test that is not due yet; in the child this does not return."""
-        if not self.launcher.fork(attempt, running=running):
-            return
+        if self.launcher.fork(attempt, running=running):
+            self._run_when_due(attempt, caller)
+
+    def _fork_zygote(self, known: Iterable[Attempt], caller: HookCaller) -> Zygote:
+        """Fork a zygote; in what that forks this does not return."""
+        found = self.launcher.fork_zygote(known, self._session.items)
+        if isinstance(found, Attempt):
+            self._run_when_due(found, caller)
+        return found
+
+    def _run_when_due(self, attempt: Attempt, caller: HookCaller) -> NoReturn:
+        """In the process of a test that was forked ahead: all of its life."""
         child, item = attempt.child, attempt.item
         assert child is not None
         try:

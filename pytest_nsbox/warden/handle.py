@@ -40,9 +40,11 @@ class Box:
     name      unique in the session
     pidfd     of its init; `init_pid` on the host
     attach    descriptors to write b"0" to, from inside the child
+    parts     what the warden sent: with it another process of ours can be the one that forks
     """
 
     def __init__(self, warden: Warden, made: m.Made, fds: tuple[int, ...], spec: Spec) -> None:
+        self.parts = (made, fds)
         self.name = made.box
         self.spec = spec
         self.init_pid = made.pid

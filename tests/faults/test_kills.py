@@ -84,8 +84,21 @@ def inits(pytest_pid: int) -> list[int]:
     return [child for pid in wardens(pytest_pid) for child in children(pid) if name_of(child) == "nsbox-init"]
 
 
+def zygotes(pytest_pid: int) -> list[int]:
+    """Forks of pytest's process that are in no box."""
+    found = []
+    for pid in children(pytest_pid):
+        with suppress(OSError):
+            if name_of(pid) != "nsbox-warden" and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(
+                "/proc/self/ns/mnt"
+            ):
+                found.append(pid)
+    return found
+
+
 def forked(pytest_pid: int) -> list[int]:
-    return [pid for pid in children(pytest_pid) if name_of(pid) != "nsbox-warden"]
+    everyone = [pid for parent in (pytest_pid, *zygotes(pytest_pid)) for pid in children(parent)]
+    return [pid for pid in everyone if name_of(pid) != "nsbox-warden"]
 
 
 # Who is killed: its processes, given pytest's.
@@ -94,6 +107,7 @@ VICTIMS: dict[str, Callable[[int], list[int]]] = {
     "warden": wardens,
     "init": inits,
     "test": forked,
+    "zygote": zygotes,
     "worker": children,
 }
 
@@ -159,7 +173,7 @@ def strike(directory: Path, chance: random.Random, victim: str, leftovers: Lefto
     # Groups and directories that a warden cannot take along are for the next start to remove.
     alive = {key: text for key, text in left.items() if key.startswith(("process", "mount"))}
     assert not alive, (victim, alive, output)
-    if victim in ("init", "test", "worker"):
+    if victim in ("init", "test", "worker", "zygote"):
         assert not left, (victim, left, output)
     return struck
 

@@ -44,6 +44,9 @@ GLUE_SEES_OF_THE_KERNEL = {
     ("doctor", "kernel.probe"),
     ("admission", "kernel.claims"),
     ("admission", "kernel.job"),
+    ("zygote", "kernel.process"),
+    ("zygote", "kernel.rights"),
+    ("zygote", "kernel.signals"),
 }
 # Lies beside the rooms and imports nothing of the package: an `os` that no test can replace.
 NEUTRAL = {"real"}

@@ -56,9 +56,13 @@ class Nursery:
         if self._zygote is not None and self._zygote.asked >= MOST:
             self._retire()
         if self._zygote is None and running is not None and self._is_worth_one():
-            self.made += 1
             self._know_places(number)
-            self._zygote = self._make((attempt, running), caller)
+            try:
+                self._zygote = self._make((attempt, running), caller)
+            except OSError:  # pytest's process cannot fork, and will find out itself
+                self._lost += 1
+            else:
+                self.made += 1
         assert attempt.box is not None
         if self._zygote is None or attempt.box.spec is not attempt.spec:
             return False

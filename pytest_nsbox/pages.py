@@ -66,9 +66,8 @@ class Pages:
         if self._tests > self._due:
             self._due = LEARN_AGAIN[1]
             self._ask()
-        if (
-            self._asks and self._tests > self._learn_from.stop
-        ):  # all that were asked have ended, and not two of them told
+        # All that were asked have ended by then.
+        if self._asks and self._tests > self._learn_from.stop:
             self._settle([])
         tells = self._asks and self._tests in self._learn_from and tests_left > REPAID_BY
         if tells:  # a page that the fork copied would look as if the test had written to it
@@ -90,7 +89,8 @@ class Pages:
         if not _are_pages(pages):
             return
         if self.pass_on is not None:
-            self.pass_on(pages)
+            if len(pages) <= MOST:
+                self.pass_on(pages)
             return
         if not self._asks:
             return

@@ -31,7 +31,8 @@ from pytest_nsbox.real import os
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_LARGEST: Final = 1 << 17  # bytes of a message; `pages.MOST` numbers are a fifth of it
+_LARGEST: Final = 1 << 18  # bytes: more than the kernel lets anybody send in one message
+_LARGEST_ANSWER: Final = 1 << 14
 _SILENCE: Final = 10.0  # seconds, after which it is looked if somebody stopped it
 _LOOK_EVERY: Final = 20  # milliseconds, for children that have ended while nobody asks for another
 _REMEMBERED: Final = 64  # statuses of children that were reaped; pytest asks for the last ones, if at all
@@ -101,7 +102,7 @@ class Zygote:
     def _hear(self) -> tuple[Any, list[int]]:
         while True:
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(_LARGEST, room(1))
+                data, ancillary, _, _ = self._sock.recvmsg(_LARGEST_ANSWER, room(1))
                 break
             except BlockingIOError:
                 if process.is_stopped(self.pid):  # whatever else takes it so long, we wait
@@ -170,7 +171,7 @@ class Service:
         try:
             pid = self._fork(number, nodeid, made, fds)
         except (BoxFailed, KernelError, OSError) as error:
-            self._reply((0, str(error)))
+            self._reply((0, str(error)[:1000]))
             return -1
         if pid == 0:
             self._sock.close()

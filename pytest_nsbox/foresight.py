@@ -10,8 +10,9 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from _pytest.fixtures import FixtureDef
+from _pytest.fixtures import FixtureDef, SubRequest
 from _pytest.nodes import Node
+from _pytest.unittest import TestCaseFunction
 from pluggy._hooks import _SubsetHookCaller
 
 from pytest_nsbox.internals import OWN
@@ -199,6 +200,11 @@ def is_surely_not_skipped(item: pytest.Item) -> bool:
             if not conditions or mark.kwargs.get("reason") is None or any(each is not False for each in conditions):
                 return False
     return True
+
+
+def know_kind(item: pytest.Item) -> None:
+    """Have Python remember to which abstract classes it belongs, as pytest asks in each test's process."""
+    _ = isinstance(item, TestCaseFunction), isinstance(getattr(item, "_request", None), SubRequest)
 
 
 def collectors_are_ready(item: pytest.Item) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from pytest_nsbox import foresight
 from pytest_nsbox import zygote as zygotes
 from pytest_nsbox.policy.errors import BoxFailed
 
@@ -113,6 +114,7 @@ class Nursery:
         for item in self._items[number : number + MOST]:
             if isinstance(item, (pytest.Function, pytest.DoctestItem)):
                 _ = item.location
+                foresight.know_kind(item)
 
     def _lose(self) -> None:
         self._lost += 1

@@ -56,6 +56,7 @@ class Lockstep:
         self.placement = placement
         self._boxes = boxes
         self._child: Child | None = None
+        self.ends_by_itself = False  # this process, with its test: it needs no `guard` for that
         self._show_again: Callable[[], None] = lambda: None
         self._terminal = Terminal()
         pages = Pages()
@@ -129,6 +130,7 @@ class Lockstep:
 
     def _run_when_due(self, attempt: Attempt, caller: HookCaller) -> NoReturn:
         """In the process of a test that was forked ahead: all of its life."""
+        self.ends_by_itself = True
         child, item = attempt.child, attempt.item
         assert child is not None
         try:

@@ -49,7 +49,7 @@ class Channel:
         self._buffer = bytearray()
         self._send = sock.sendall
         self._recv = sock.recv
-        self._loads = json.loads
+        self._decode = _decode
         self.fileno = sock.fileno
         self.close = sock.close
 
@@ -101,9 +101,12 @@ class Channel:
         if len(buffer) < 4 + length:
             return None
         try:
-            frame = self._loads(str(memoryview(buffer)[4 : 4 + length], "utf-8"))
+            text = str(memoryview(buffer)[4 : 4 + length], "utf-8")
+            frame, end = self._decode(text)
         except (ValueError, RecursionError):
             raise ChannelClosedError("the test wrote something that is not JSON where a frame starts") from None
+        if end != len(text):
+            raise ChannelClosedError("the test wrote more than a JSON value where a frame starts")
         del buffer[: 4 + length]
         if not isinstance(frame, dict) or not isinstance(frame.get("t"), str):
             raise ChannelClosedError("the test wrote JSON that is not a frame")
@@ -122,6 +125,7 @@ def _plain(value: object) -> object:
     return str(value)
 
 
+_decode: Final = json.JSONDecoder().raw_decode
 _encode: Final = json.JSONEncoder(default=_plain, skipkeys=True).encode
 
 

@@ -278,7 +278,7 @@ class Run:
 
     def guard(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
         """The context of one item's protocol; None where no box is concerned."""
-        if self._lockstep is None or self._boxes is None:
+        if self._lockstep is None or self._boxes is None or self._lockstep.ends_by_itself:
             return None
         self._boxes.expect(nextitem)
         return self._lockstep.guard(item)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -265,8 +269,8 @@ def test_its_tests_have_the_descriptors_that_others_have(counted: Counted):
         directory.rmdir()
 
 
-@pytest.mark.parametrize("signal", ["KILL", "STOP"])
-def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, signal: str, pytester: pytest.Pytester):
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, name: str, pytester: pytest.Pytester):
     """A plugin that only listens does it, once there is one."""
     (pytester.path / "installed" / "killer.py").write_text(
         textwrap.dedent(f"""
@@ -281,7 +285,7 @@ def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, signal: st
                 zygote = self.config.stash[RUN]._lockstep.nursery._zygote
                 if zygote is not None and zygote.asked > 10 and not self.done:
                     self.done = True
-                    os.kill(zygote.pid, signal.SIG{signal})
+                    os.kill(zygote.pid, signal.{name})
 
         def pytest_configure(config):
             config.pluginmanager.register(Killer(config))
@@ -289,3 +293,38 @@ def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, signal: st
         encoding="utf-8",
     )
     assert counted.boxed({"test_row.py": row()}, "-p", "killer") == 2
+
+
+def test_ctrl_c_reaches_a_test_that_it_forked(runs: Runs):
+    suite = {
+        "test_row.py": """
+            import time
+            import pytest
+
+            @pytest.fixture
+            def resource():
+                yield
+                print("given back")
+
+            @pytest.mark.parametrize("number", range(40))
+            def test_row(number): pass
+
+            def test_sleeps(resource):
+                open("asleep", "w").close()
+                time.sleep(60)
+
+            def test_never(): pass
+        """
+    }
+    directory = runs.write(suite, "boxed")
+    words = [sys.executable, "-m", "pytest", "-p", "nsbox", "--sandbox-all", f"-osandbox_shared_paths={directory}"]
+    with subprocess.Popen(words, cwd=directory, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not (directory / "asleep").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout is not None
+        said = process.stdout.read()
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, said
+    assert "KeyboardInterrupt" in said
+    assert "40 passed" in said

@@ -9,13 +9,14 @@ from pytest_nsbox.kernel import namespaces, process
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes, with_disk
 from pytest_nsbox.policy.plan import SetClocks
+from pytest_nsbox.real import text_of
 from pytest_nsbox.warden import init
 from pytest_nsbox.warden.ids import SHIFTED_ROOT
 from pytest_nsbox.warden.late import find_late
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pytest_nsbox.kernel.cgroup_node import Node
     from pytest_nsbox.policy.plan import Plan
@@ -76,6 +77,19 @@ class Undo:
                 step()
             except (KernelError, BoxFailed, OSError):
                 continue
+
+
+def are_deserted(boxes: Iterable[Box], parent: int) -> bool:
+    """Say if nobody lives in the boxes any more, and `parent` has ended, whose children did.
+
+    Those are for process 1 to collect then, or for who takes orphans in its stead; some take seconds, others forget it.
+    Their inits cannot go before, and need nothing of the boxes by then.
+    """
+    return (
+        parent >= 0
+        and process.has_ended(parent)
+        and not any(text_of(f"{path}/cgroup.procs") for box in boxes for path in box.node.paths())
+    )
 
 
 def begin_box(

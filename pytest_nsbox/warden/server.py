@@ -28,7 +28,7 @@ from pytest_nsbox.policy.plan import Plan, make_plan
 from pytest_nsbox.policy.spec import Spec
 from pytest_nsbox.warden import directory, enter
 from pytest_nsbox.warden import messages as m
-from pytest_nsbox.warden.box import Box, Undo, begin_box, finish_box
+from pytest_nsbox.warden.box import Box, Undo, are_deserted, begin_box, finish_box
 from pytest_nsbox.warden.changes import find_changes, in_order
 from pytest_nsbox.warden.doors import Doors
 from pytest_nsbox.warden.janitor import Leavings
@@ -395,8 +395,8 @@ class Server:
                 return
 
     def _await_ends(self, deadline: float) -> None:
-        while self.watched and (rest := deadline - time.monotonic()) > 0:
-            for fd, _ in self.poll.poll(rest):
+        while self.watched and time.monotonic() < deadline and not are_deserted(self.boxes.values(), self.parent):
+            for fd, _ in self.poll.poll(0.05):
                 if fd in self.watched:
                     self.watched[fd]()
                 # Any other was closed a moment ago, by what was done for one before it.

@@ -239,3 +239,42 @@ def test_whoever_is_killed_at_three_hundred_moments_nothing_stays(
 ):
     struck = strike_and_start_again(directory, chance, leftovers, [*VICTIMS] * 60)
     assert min(struck.values()) > 20, struck
+
+
+ORPHANAGE = """
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+run = subprocess.Popen(sys.argv[1:])
+print(run.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_pytest_leaves_nothing_where_nobody_collects_orphans(tmp_path: Path, leftovers: Leftovers):
+    """As process 1 of a container often does not, and of some machines only now and then."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\nsandbox_shared_paths = {shared}\n")
+    (tmp_path / "test_inner.py").write_text(
+        f"import time\ndef test_it():\n    open('{shared}/ready', 'w').close()\n    time.sleep(1000)\n"
+    )
+    before = leftovers.snapshot()
+    command = [sys.executable, "-m", "pytest", "-p", "nsbox", "--sandbox-all", "-p", "no:cacheprovider", "-q"]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHANAGE, *command],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as orphanage:
+        assert orphanage.stdout is not None
+        pid = int(orphanage.stdout.readline())
+        deadline = time.monotonic() + WHOLE_RUN
+        while not (shared / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGKILL)
+        left = leftovers.new_since(before, grace=patience() / 2)
+        orphanage.communicate()
+    assert not {key: text for key, text in left.items() if not key.startswith("process")}
+    assert not leftovers.new_since(before, grace=patience())

@@ -290,7 +290,7 @@ class Ahead:
             attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
             self._parked = attempt
             if not self._nursery.ask(attempt, self._number(item), running, caller):
-                _ = item.location  # once, and not in both processes: it takes a while, and many pages of memory
+                foresight.know(item)  # once, and not in both processes: it takes a while, and many pages of memory
                 self._fork(attempt, running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -202,8 +203,12 @@ def is_surely_not_skipped(item: pytest.Item) -> bool:
     return True
 
 
-def know_kind(item: pytest.Item) -> None:
-    """Have Python remember to which abstract classes it belongs, as pytest asks in each test's process."""
+def know(item: pytest.Item) -> None:
+    """Find out what pytest asks about it in each test's process, for Python to remember: its place in its file, and to
+    which abstract classes it belongs.
+    """
+    with contextlib.suppress(Exception):  # a suite's own kind of item, which says so in its turn
+        _ = item.location
     _ = isinstance(item, TestCaseFunction), isinstance(getattr(item, "_request", None), SubRequest)
 
 

@@ -134,17 +134,20 @@ class Launcher:
             self._zygotes.append(zygote)
             self._pages.pass_on = zygote.learn
             return zygote
+        nest = _Nest(self, items, random_state)
+        self._signals = signals
+        zygotes.serve(partial(self._settle_down, ours, known), zygotes.Service(theirs, nest.fork, self._pages.learn))
+        watch_again()
+        assert nest.attempt is not None
+        return nest.attempt
+
+    def _settle_down(self, ours: _socket.socket, known: Iterable[Attempt]) -> None:
+        """In a new zygote: let go of what is pytest's."""
         ours.close()
         for attempt in known:
             attempt.close_in_child()
         self.close_zygotes()
         self._pages.move()
-        self._signals = signals
-        nest = _Nest(self, items, random_state)
-        zygotes.Service(theirs, nest.fork, self._pages.learn).run()
-        watch_again()
-        assert nest.attempt is not None
-        return nest.attempt
 
     def fork_in_zygote(self, attempt: Attempt, channel: Channel) -> int:
         """`fork`, for a test that pytest's process follows; the pid, 0 in the child."""

@@ -57,7 +57,7 @@ class Nursery:
         if self._zygote is not None and self._zygote.asked >= MOST:
             self._retire()
         if self._zygote is None and running is not None and self._is_worth_one():
-            self._know_places(number)
+            self._know(number)
             try:
                 self._zygote = self._make((attempt, running), caller)
             except OSError:  # pytest's process cannot fork, and will find out itself
@@ -109,12 +109,11 @@ class Nursery:
             and zygotes.is_alone()
         )
 
-    def _know_places(self, number: int) -> None:
-        """Find out now where the next items stand in their files: in every process of its own it would take a while."""
+    def _know(self, number: int) -> None:
+        """Find out now what each of the next tests' processes would have to by itself."""
         for item in self._items[number : number + MOST]:
             if isinstance(item, (pytest.Function, pytest.DoctestItem)):
-                _ = item.location
-                foresight.know_kind(item)
+                foresight.know(item)
 
     def _lose(self) -> None:
         self._lost += 1

@@ -69,8 +69,8 @@ class Zygote:
     def answer(self) -> Forked:
         """Wait for the process that was asked for. Raises BoxFailed if there is none."""
         (pid, text), fds = self._hear()
-        if pid == 0:
-            raise BoxFailed(text)
+        if pid == 0 or not fds:
+            raise BoxFailed(text or "there is no room for a descriptor (raise ulimit -n)")
         return Forked(pid, fds[0])
 
     def status(self, pid: int) -> int:
@@ -135,27 +135,24 @@ class Service:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
-    def run(self) -> None:
-        """Serve until pytest's process closes its end; return in each child, and nowhere else."""
-        try:
-            process.die_with_parent()
-            while (request := self._next()) is not None:
-                (kind, *values), fds = request
-                if kind == "fork":
-                    if self._fork_for(*values, fds=fds) == 0:
-                        return
-                elif kind == "status":
-                    self._reply((self._wait_for(values[0]),))
-                elif kind == "pages":
-                    self._learn(values[0])
-                elif kind == "retire":
-                    self._let_go()
-                    self._reply(())
-            while self._children:
-                self._wait_for(next(iter(self._children)))
-        except BaseException:  # noqa: BLE001 - pytest's process finds us gone, and forks itself
-            _exit(1)
-        _exit(0)
+    def run(self) -> bool:
+        """Serve until pytest's process closes its end and all children have ended; True in a child, at once."""
+        process.die_with_parent()
+        while (request := self._next()) is not None:
+            (kind, *values), fds = request
+            if kind == "fork":
+                if self._fork_for(*values, fds=fds) == 0:
+                    return True
+            elif kind == "status":
+                self._reply((self._wait_for(values[0]),))
+            elif kind == "pages":
+                self._learn(values[0])
+            elif kind == "retire":
+                self._let_go()
+                self._reply(())
+        while self._children:
+            self._wait_for(next(iter(self._children)))
+        return False
 
     def _next(self) -> tuple[Any, list[int]] | None:
         while self._children and not self._poll.poll(_LOOK_EVERY):
@@ -206,6 +203,17 @@ class Service:
         ours = self._sock.fileno()
         os.closerange(0, ours)
         os.closerange(ours + 1, _most_descriptors())
+
+
+def serve(settle_down: Callable[[], None], service: Service) -> None:
+    """Be a zygote; return in the processes that it forks, and nowhere else."""
+    try:
+        settle_down()
+        forked = service.run()
+    except BaseException:  # noqa: BLE001 - pytest's process finds us gone, and forks itself
+        _exit(1)
+    if not forked:
+        _exit(0)
 
 
 def _most_descriptors() -> int:

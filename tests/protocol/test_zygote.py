@@ -43,8 +43,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         pid = os.fork()
         if pid == 0:
             try:
-                ours.close()
-                Service(theirs, fork, print).run()
+                zygotes.serve(ours.close, Service(theirs, fork, print))
                 live()
                 os._exit(number)
             finally:

@@ -58,13 +58,6 @@ class _Plain(NamedTuple):
     end: Frame
 
 
-class Forks(NamedTuple):
-    """How tests are forked ahead. ``fork``: an attempt, beside one that runs, with what runs its protocol there."""
-
-    fork: Callable[[Attempt, Attempt | None, HookCaller], None]
-    nursery: Nursery
-
-
 class Ahead:
     """At most one test of the session, forked ahead."""
 
@@ -74,13 +67,13 @@ class Ahead:
         boxes: Boxes,
         placement: Placement,
         follower: Follower,
-        forks: Forks,
+        nursery: Nursery,
     ) -> None:
         self._session = session
         self._boxes = boxes
         self._placement = placement
         self._follower = follower
-        self._fork, self._nursery = forks
+        self._nursery = nursery
         self._parked: Attempt | None = None
         self._unlogged: list[tuple[Attempt, _Plain]] = []  # ended, while the next one runs already
         self._started: pytest.Item | None = None  # whose start was logged, and nothing else yet
@@ -111,10 +104,6 @@ class Ahead:
         """The hook ``pytest_runtest_logstart``, once for each test."""
         told, self._told = self._told, None
         return caller(**kwargs) if told is None else None
-
-    def rest(self) -> None:
-        """A test is run that has nothing to do with us."""
-        self._nursery.disturb()
 
     def close(self) -> None:
         """Nothing is run any more."""
@@ -289,16 +278,14 @@ class Ahead:
         try:
             attempt.box = self._boxes.acquire_ahead(spec, running=running is not None)
             self._parked = attempt
-            if not self._nursery.ask(attempt, self._number(item), running, caller):
-                foresight.know(item)  # once, and not in both processes: it takes a while, and many pages of memory
-                self._fork(attempt, running, caller)
+            self._nursery.fork(attempt, self._number(item), running, caller)
             self._boxes.make_next(always=True)
         except (SandboxError, OSError):  # no box or no process: the ordinary way meets it again, and tells
             self._parked = None
 
     def _throw_away(self, attempt: Attempt) -> None:
         assert attempt.box is not None
-        self._nursery.has_forked(attempt)
+        self._nursery.has_forked(attempt)  # else its process might come yet
         attempt.box.kill()
         self._follower.forget(attempt)
         attempt.box.drop()

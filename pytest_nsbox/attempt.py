@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.timeouts import Backstop
     from pytest_nsbox.warden.client import Box
-    from pytest_nsbox.zygote import Forked, Zygote
+    from pytest_nsbox.zygote import Zygote
 
 SOON: Final = 0.003  # seconds
 ATTEMPT: Final = pytest.StashKey["Attempt"]()
@@ -79,17 +79,10 @@ class Attempt:
     def forked(self) -> bool:
         return self.pid != 0 or self.child is not None
 
-    def attach(self, pid: int, channel: Channel) -> None:
-        """In pytest's process, right after the fork."""
-        self.pid, self.channel = pid, channel
-        self._pidfd = os.pidfd_open(pid)
-        self._poller = Poller(channel, self._pidfd)
-
-    def attach_forked(self, forked: Forked, zygote: Zygote) -> None:
-        """In pytest's process, when a zygote has forked; the channel is there."""
-        assert self.channel is not None
-        self.pid, self._pidfd, self.zygote = forked.pid, forked.pidfd, zygote
-        self._poller = Poller(self.channel, self._pidfd)
+    def attach(self, pid: int, pidfd: int, channel: Channel) -> None:
+        """In pytest's process, after the fork."""
+        self.pid, self._pidfd, self.channel = pid, pidfd, channel
+        self._poller = Poller(channel, pidfd)
 
     def follow(self, previous: Attempt) -> None:
         """In pytest's process: go on in the box and the process of another test."""

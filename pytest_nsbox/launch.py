@@ -15,10 +15,12 @@ from pytest_nsbox.attempt import Attempt
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import flush_terminal
 from pytest_nsbox.forking import fork_into, fork_outside
+from pytest_nsbox.kernel.line import line
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
+from pytest_nsbox.real import os
 from pytest_nsbox.relay import Channel
-from pytest_nsbox.warden import messages as m
+from pytest_nsbox.warden.messages import encode_body
 from pytest_nsbox.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.follow import Follower
     from pytest_nsbox.groups import Group
     from pytest_nsbox.pages import Pages
-    from pytest_nsbox.policy.spec import Spec
     from pytest_nsbox.terminal import Terminal
-    from pytest_nsbox.warden.client import Box
 
 # Of the C module: pytest-socket forbids Python's own class in this process, and a suite may replace it.
 _SOCKETPAIR: Final = _socket.socketpair
@@ -80,11 +80,12 @@ class Launcher:
         # An exception of a signal's handler would be lost inside of os.fork, or lose us the process.
         child.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
-            pid = fork_into(box, partial(self._enter, attempt, child, ours, running))
+            closes = [ours.close] if running is None else [ours.close, running.close_in_child]
+            pid = fork_into(box, partial(self._enter, attempt, child, closes))
             if pid:
                 self._pages.forked(time.perf_counter() - attempt.started)
                 theirs.close()
-                attempt.attach(pid, Channel(ours))
+                attempt.attach(pid, os.pidfd_open(pid), Channel(ours))
         except BaseException:
             ours.close()
             theirs.close()
@@ -98,10 +99,14 @@ class Launcher:
             return True
         if self._follower.output_in_step:
             self._terminal.give()
+        self._see_to(attempt)
+        return False
+
+    def _see_to(self, attempt: Attempt) -> None:
+        """In pytest's process, when a test is on its way."""
         self._boxes.make_next()
         attempt.backstop = timeouts.leave_to_child(attempt.item)
         self._follower.reap_dying()
-        return False
 
     # --- zygotes
 
@@ -115,7 +120,7 @@ class Launcher:
 
         known  attempts whose descriptors are open in pytest's process, and none of its business
         """
-        ours, theirs = zygotes.socketpair()
+        ours, theirs = line()
         random_state = random.getstate()
         flush_terminal(self.config)
         watch_again = output.pause_faulthandler_timer(self.config)
@@ -134,7 +139,7 @@ class Launcher:
             self._zygotes.append(zygote)
             self._pages.pass_on = zygote.learn
             return zygote
-        nest = _Nest(self, items, random_state)
+        nest = _Nest(self, self._boxes, items, random_state)
         self._signals = signals
         zygotes.serve(partial(self._settle_down, ours, known), zygotes.Service(theirs, nest.fork, self._pages.learn))
         watch_again()
@@ -156,16 +161,7 @@ class Launcher:
         child = Child(attempt.item, channel, lockstep_output=False)
         child.tells_pages = self._pages.before_fork(self.tests_left)
         child.signals = self._signals
-        return fork_into(attempt.box, partial(self._enter, attempt, child, None, None))
-
-    def box_of(self, attempt: Attempt, made: bytes, fds: Sequence[int]) -> Box:
-        """In a zygote: the box that pytest's process was given."""
-        return self._boxes.handed_on(made, fds, attempt.spec)
-
-    def spec_of(self, item: pytest.Item) -> Spec:
-        spec = self._boxes.spec_of(item)
-        assert spec is not None
-        return spec
+        return fork_into(attempt.box, partial(self._enter, attempt, child, []))
 
     def ask(self, zygote: Zygote, attempt: Attempt, number: int) -> None:
         """Have a zygote fork into the attempt's box. OSError if it is gone."""
@@ -173,7 +169,7 @@ class Launcher:
         ours, theirs = _SOCKETPAIR()
         made, fds = attempt.box.parts
         try:
-            zygote.ask(number, attempt.item.nodeid, m.encode(made)[4:], (theirs.fileno(), *fds))
+            zygote.ask(number, attempt.item.nodeid, encode_body(made), (theirs.fileno(), *fds))
         except OSError:
             ours.close()
             raise
@@ -182,9 +178,7 @@ class Launcher:
         attempt.channel = Channel(ours)
         attempt.keywords = dict.fromkeys(attempt.item.keywords, 1)
         attempt.random_state = zygote.random_state
-        self._boxes.make_next()
-        attempt.backstop = timeouts.leave_to_child(attempt.item)
-        self._follower.reap_dying()
+        self._see_to(attempt)
 
     def forget_zygote(self, zygote: Zygote) -> None:
         """It forks no more; what it has forked is asked about until the next one is made."""
@@ -200,24 +194,22 @@ class Launcher:
             zygote.close()
         self._zygotes.clear()
 
-    def _enter(self, attempt: Attempt, child: Child, ours: _socket.socket | None, running: Attempt | None) -> None:
-        """The child's first steps, still inside `os.fork`."""
+    def _enter(self, attempt: Attempt, child: Child, closes: Iterable[Callable[[], None]]) -> None:
+        """The child's first steps, still inside `os.fork`; `closes` let go of what is none of its business."""
         attempt.child = child
         assert attempt.box is not None
         child.clock_jump = dict(attempt.box.spec.clock).get("monotonic", 0.0)
         child.shell = self._follower.shell
         self._become(child)
-        child.enter(partial(self._go_into_box, attempt, ours, running), attempt.random_state)
+        child.enter(partial(self._go_into_box, attempt, closes), attempt.random_state)
         if self._follower.output_in_step:
             self._terminal.take()
         else:
             self._terminal.stay_behind()
 
-    def _go_into_box(self, attempt: Attempt, ours: _socket.socket | None, running: Attempt | None) -> None:
-        if ours is not None:
-            ours.close()
-        if running is not None:
-            running.close_in_child()
+    def _go_into_box(self, attempt: Attempt, closes: Iterable[Callable[[], None]]) -> None:
+        for close in closes:
+            close()
         self.close_zygotes()
         self._pages.close()
         assert attempt.box is not None
@@ -227,8 +219,9 @@ class Launcher:
 class _Nest:
     """In a zygote: what it forks into."""
 
-    def __init__(self, launcher: Launcher, items: Sequence[pytest.Item], random_state: Any) -> None:
+    def __init__(self, launcher: Launcher, boxes: Boxes, items: Sequence[pytest.Item], random_state: Any) -> None:
         self._launcher = launcher
+        self._boxes = boxes
         self._items = items
         self._random_state = random_state
         self.attempt: Attempt | None = None  # the last one; in a process that was forked, that process' own
@@ -238,9 +231,11 @@ class _Nest:
         item = self._items[number]
         if item.nodeid != nodeid:
             raise BoxFailed(f"test {number} of the session is another one now: {item.nodeid}")
-        attempt = self.attempt = Attempt(item, self._launcher.spec_of(item))
+        spec = self._boxes.spec_of(item)
+        assert spec is not None
+        attempt = self.attempt = Attempt(item, spec)
         attempt.random_state = self._random_state
-        attempt.box = self._launcher.box_of(attempt, made, fds[1:])
+        attempt.box = self._boxes.handed_on(made, fds[1:], spec)
         channel, pid = Channel(_socket.socket(fileno=fds[0])), -1
         try:
             pid = self._launcher.fork_in_zygote(attempt, channel)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_nsbox.zygote import Zygote
 
     Make = Callable[[Iterable[Attempt], HookCaller], Zygote]
+    Fork = Callable[[Attempt, Attempt | None, HookCaller], None]
 
 QUIET: Final = 2  # tests in a row, after which a zygote is made
 MOST_QUIET: Final = 64  # the same, where zygotes were made for few
@@ -31,13 +32,18 @@ MOST_LOST: Final = 2  # zygotes that were killed, or had no process to give
 
 
 class Nursery:
-    """At most one zygote, and the one before."""
+    """At most one zygote, and the one before.
 
-    def __init__(self, items: Sequence[pytest.Item], launcher: Launcher, follower: Follower, make: Make) -> None:
+    make  forks a zygote, given the attempts that are none of its business; `fork` forks a test from pytest's process
+    """
+
+    def __init__(
+        self, items: Sequence[pytest.Item], launcher: Launcher, follower: Follower, make: Make, fork: Fork
+    ) -> None:
         self._items = items
         self._launcher = launcher
         self._follower = follower
-        self._make = make
+        self._make, self._fork = make, fork
         self._zygote: Zygote | None = None
         self._asked: Attempt | None = None  # it is being forked
         self._quiet = 0  # tests in a row
@@ -49,11 +55,17 @@ class Nursery:
         """Count a test that left nothing that another could see."""
         self._quiet += 1
 
-    def ask(self, attempt: Attempt, number: int, running: Attempt | None, caller: HookCaller) -> bool:
-        """Have a zygote fork for item `number`, beside a test that runs; False if there is none. `has_forked` follows.
+    def fork(self, attempt: Attempt, number: int, running: Attempt | None, caller: HookCaller) -> None:
+        """Fork for item `number`, beside a test that runs, or have it done; `has_forked` follows.
 
         caller  runs the test's protocol
         """
+        if not self._ask(attempt, number, running, caller):
+            foresight.know(attempt.item)  # once, and not in both processes: it takes a while, and many pages of memory
+            self._fork(attempt, running, caller)
+
+    def _ask(self, attempt: Attempt, number: int, running: Attempt | None, caller: HookCaller) -> bool:
+        """Ask a zygote; False if there is none."""
         if self._zygote is not None and self._zygote.asked >= MOST:
             self._retire()
         if self._zygote is None and running is not None and self._is_worth_one():
@@ -82,10 +94,13 @@ class Nursery:
         assert self._zygote is not None
         self._asked, zygote = None, self._zygote
         try:
-            attempt.attach_forked(zygote.answer(), zygote)
+            forked = zygote.answer()
         except BoxFailed:
             self._lose()
             return False
+        assert attempt.channel is not None
+        attempt.attach(forked.pid, forked.pidfd, attempt.channel)
+        attempt.zygote = zygote
         return True
 
     def disturb(self) -> None:

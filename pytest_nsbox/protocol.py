@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_nsbox import foresight, garbage, internals, output, reporting, timeouts
-from pytest_nsbox.ahead import Ahead, Forks
+from pytest_nsbox.ahead import Ahead
 from pytest_nsbox.attempt import ATTEMPT, Attempt
 from pytest_nsbox.child import Child
 from pytest_nsbox.follow import Follower, flush_terminal
@@ -63,8 +63,8 @@ class Lockstep:
         self._follower = Follower(session.config, boxes, self._terminal, pages)
         self._follower.undone = placement.undone
         self.launcher = Launcher(session.config, boxes, self._follower, self._terminal, pages, self._become)
-        self.nursery = Nursery(session.items, self.launcher, self._follower, self._fork_zygote)
-        self._ahead = Ahead(session, boxes, placement, self._follower, Forks(self._fork_ahead, self.nursery))
+        self.nursery = Nursery(session.items, self.launcher, self._follower, self._fork_zygote, self._fork_ahead)
+        self._ahead = Ahead(session, boxes, placement, self._follower, self.nursery)
         self._turns = self._make_turns(session)
         self._undo = internals.intercept(
             session,
@@ -112,7 +112,7 @@ class Lockstep:
             self.launcher.tests_left -= 1
             caller = foresight.without_fork(caller, self.config)
         if self._boxes.scope_of(kwargs["item"]) != "function":
-            self._ahead.rest()
+            self.nursery.disturb()
             return self._protocol_of_group(caller, kwargs)
         return self._ahead.run(caller, kwargs["item"], kwargs["nextitem"])
 

@@ -19,10 +19,10 @@ import _socket
 import contextlib
 import marshal
 import select
-import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_nsbox.kernel import process
+from pytest_nsbox.kernel.line import be_patient
 from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
@@ -54,7 +54,7 @@ class Zygote:
         self.random_state = random_state  # of `random`, in every process that it forks
         self.asked = 0  # how often it was asked to fork
         self._sock = sock
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, struct.pack("@ll", int(_SILENCE), 0))
+        be_patient(sock, _SILENCE)
 
     def ask(self, number: int, nodeid: str, made: bytes, fds: Sequence[int]) -> None:
         """Have it fork for a test; `answer` must follow. OSError if it is gone.
@@ -200,9 +200,7 @@ class Service:
 
     def _let_go(self) -> None:
         """Close every descriptor but the one that we are asked by."""
-        ours = self._sock.fileno()
-        os.closerange(0, ours)
-        os.closerange(ours + 1, _most_descriptors())
+        process.close_all_but((self._sock.fileno(),))
 
 
 def serve(settle_down: Callable[[], None], service: Service) -> None:
@@ -214,16 +212,6 @@ def serve(settle_down: Callable[[], None], service: Service) -> None:
         _exit(1)
     if not forked:
         _exit(0)
-
-
-def _most_descriptors() -> int:
-    """More than the highest one that is open."""
-    return max(int(name) for name in os.listdir("/proc/self/fd")) + 1
-
-
-def socketpair() -> tuple[_socket.socket, _socket.socket]:
-    """pytest's end, and the zygote's."""
-    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 
 
 def is_alone() -> bool:

@@ -33,18 +33,20 @@ FILES = {
 
 def unshare(flags: int) -> None:
     """Put the calling thread into new namespaces of the kinds in `flags`."""
-    try:
-        libc.call("unshare", "", flags)
-    except KernelError as error:
-        raise KernelError(error.call, names(flags), error.errno) from None
+    _call("unshare", flags)
 
 
 def setns(fd: int, flags: int) -> None:
     """Enter the namespaces of the kinds in `flags`: those of a process (a pidfd) or the one that `fd` is open on."""
+    _call("setns", flags, fd)
+
+
+def _call(name: str, flags: int, *arguments: int) -> None:
+    """Every test's process gets here, and next to none of them needs the names."""
     try:
-        libc.call("setns", "", fd, flags)
+        libc.call(name, "", *arguments, flags)
     except KernelError as error:
-        raise KernelError(error.call, names(flags), error.errno) from None
+        raise KernelError(name, names(flags), error.errno) from None
 
 
 def names(flags: int) -> str:

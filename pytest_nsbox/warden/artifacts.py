@@ -13,14 +13,11 @@ import marshal
 import os
 import stat
 from _socket import (
-    AF_UNIX,
     MSG_CMSG_CLOEXEC,
-    SOCK_CLOEXEC,
-    SOCK_SEQPACKET,
-    socketpair,
 )
 
 from pytest_nsbox.kernel import files, namespaces, process
+from pytest_nsbox.kernel.line import line
 from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.warden.changes import find_changes, in_order
@@ -83,7 +80,7 @@ def _copy_found(box: Box, find: Callable[[_Finder], None], destination: str) -> 
     os.umask(0o022)
     os.makedirs(destination, exist_ok=True)
     target = files.open_directory(destination)
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    ours, theirs = line()
     pid = os.fork()
     if pid == 0:
         try:

@@ -15,11 +15,11 @@ One test, in the process that forks and in the forked child:
 from __future__ import annotations
 
 import _socket
-import struct
 import sys
 from contextlib import suppress
 
 from pytest_nsbox.kernel import libc, namespaces, process, seccomp
+from pytest_nsbox.kernel.line import be_patient
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed
 from pytest_nsbox.policy.record import keyword_record, replace
@@ -107,10 +107,9 @@ class Warden:
         spawned.taken = True
         # A test that the memory limit does not kill would wait for memory for ever.
         process.keep_oom_score()
-        silence = struct.pack("@ll", *divmod(int(SILENCE * 1e6), 10**6))
         for name, arguments in _CALLED_IN_TESTS:
             libc.prepare(name, arguments)
-        spawned.sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, silence)
+        be_patient(spawned.sock, SILENCE)
         warden = cls(m.Channel(spawned.sock), spawned.pid, config)
         # It prepares its session while we do other things. If it died, the first box tells.
         with suppress(OSError):

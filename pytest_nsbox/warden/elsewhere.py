@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import marshal
 import os
-from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from _socket import MSG_CMSG_CLOEXEC
 
 from pytest_nsbox.kernel import namespaces
+from pytest_nsbox.kernel.line import line
 from pytest_nsbox.kernel.rights import descriptors, rights, room
 from pytest_nsbox.policy.errors import KernelError
 
@@ -59,7 +60,7 @@ class Elsewhere:
             self._doors.setns(namespace, namespaces.NEWNET)
 
     def _send(self, namespace: int, function: Open) -> list[int]:
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        ours, theirs = line()
         pid = os.fork()
         if pid == 0:
             try:

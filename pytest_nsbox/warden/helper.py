@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import marshal
 import os
-import struct
-from _socket import (
-    AF_UNIX,
-    MSG_NOSIGNAL,
-    SOCK_CLOEXEC,
-    SOCK_SEQPACKET,
-    SOL_SOCKET,
-    socket,
-    socketpair,
-)  # fmt: skip
+from _socket import MSG_NOSIGNAL, socket
 
 from pytest_nsbox.kernel import process
+from pytest_nsbox.kernel.line import be_patient, line
 from pytest_nsbox.kernel.rights import rights
 
 TYPE_CHECKING = False
@@ -24,19 +16,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from pytest_nsbox.warden.server import Server
-
-_SO_RCVTIMEO = 20  # socket(7)
-
-
-def line() -> tuple[socket, socket]:
-    """Two ends of a line that keeps messages whole."""
-    return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-
-
-def be_patient(sock: socket, seconds: float) -> None:
-    """Have a read of `sock` end with BlockingIOError after so many seconds."""
-    whole, part = divmod(seconds, 1)
-    sock.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, struct.pack("@ll", int(whole), int(part * 1e6)))
 
 
 class Helper:

@@ -13,11 +13,11 @@ from _socket import MSG_CMSG_CLOEXEC
 
 from pytest_nsbox.kernel import process
 from pytest_nsbox.kernel.cgroup_tree import Group, remove_all
+from pytest_nsbox.kernel.line import be_patient, line
 from pytest_nsbox.kernel.rights import MOST, descriptors, rights, room
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.record import fields
-from pytest_nsbox.warden.helper import be_patient, line
 from pytest_nsbox.warden.tree import Remains
 
 TYPE_CHECKING = False

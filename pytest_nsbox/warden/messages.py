@@ -231,9 +231,14 @@ class ProtocolError(Exception):
 
 
 def encode(message: Request | Answer) -> bytes:
-    """Return the bytes of `message`."""
-    body = marshal.dumps((type(message).__name__, *[getattr(message, name) for name in fields(type(message))]))
+    """Return the bytes of `message`, with their number before them."""
+    body = encode_body(message)
     return len(body).to_bytes(4, "big") + body
+
+
+def encode_body(message: Request | Answer) -> bytes:
+    """Return what `decode` takes."""
+    return marshal.dumps((type(message).__name__, *[getattr(message, name) for name in fields(type(message))]))
 
 
 def decode(body: bytes) -> Request | Answer:

@@ -8,13 +8,13 @@ import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
 
 from pytest_nsbox.kernel import libc, mount, net, process, program
+from pytest_nsbox.kernel.line import be_patient
 from pytest_nsbox.kernel.namespaces import NEWTIME
 from pytest_nsbox.kernel.program import LINE, Loaded, Program, Slot, Starter
 from pytest_nsbox.kernel.signals import signal
 from pytest_nsbox.policy.errors import KernelError
 from pytest_nsbox.policy.plan import Protect, SetClocks
 from pytest_nsbox.warden import init
-from pytest_nsbox.warden.helper import be_patient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

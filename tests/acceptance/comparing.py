@@ -102,6 +102,16 @@ class Runs:
         """Let pytest find plugins by their entry points, as it does for users."""
         self._monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 
+    def install(self, name: str, source: str) -> Path:
+        """Write a plugin as somebody installed it: beside the suite, and found by Python. Its file."""
+        directory = self.pytester.path / "installed"
+        if not directory.exists():
+            directory.mkdir()
+            self._monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
+        file = directory / f"{name}.py"
+        file.write_text(textwrap.dedent(source), encoding="utf-8")
+        return file
+
     def write(self, files: Mapping[str, str | Path], where: str) -> Path:
         """Make the suite's directory: file name -> text, or a file of the zoo."""
         return write_suite(files, self.pytester.path / where)

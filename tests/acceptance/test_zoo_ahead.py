@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -213,14 +212,8 @@ LISTENER = """
 
 
 @pytest.fixture
-def listener(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plugin that somebody installed: beside the suite, and found by Python."""
-    directory = pytester.path / "installed"
-    directory.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
-    file = directory / "listener.py"
-    file.write_text(textwrap.dedent(LISTENER), encoding="utf-8")
-    return file
+def listener(runs: Runs) -> Path:
+    return runs.install("listener", LISTENER)
 
 
 def test_a_row_is_forked_ahead_beside_a_plugin_that_only_listens(

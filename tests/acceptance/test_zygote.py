@@ -52,10 +52,7 @@ class Counted:
 
 @pytest.fixture
 def counted(runs: Runs, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Counted:
-    directory = pytester.path / "installed"
-    directory.mkdir()
-    (directory / "counter.py").write_text(textwrap.dedent(COUNTER), encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
+    runs.install("counter", COUNTER)
     monkeypatch.setenv("NSBOX_ZYGOTES", str(pytester.path / "zygotes.txt"))
     return Counted(runs, pytester.path / "zygotes.txt")
 
@@ -270,10 +267,11 @@ def test_its_tests_have_the_descriptors_that_others_have(counted: Counted):
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
-def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, name: str, pytester: pytest.Pytester):
+def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, name: str):
     """A plugin that only listens does it, once there is one."""
-    (pytester.path / "installed" / "killer.py").write_text(
-        textwrap.dedent(f"""
+    counted.runs.install(
+        "killer",
+        f"""
         import os, signal
         from pytest_nsbox.plugin import RUN
 
@@ -289,8 +287,7 @@ def test_one_that_somebody_ends_is_missed_by_nobody(counted: Counted, name: str,
 
         def pytest_configure(config):
             config.pluginmanager.register(Killer(config))
-        """),
-        encoding="utf-8",
+        """,
     )
     assert counted.boxed({"test_row.py": row()}, "-p", "killer") == 2
 

@@ -112,17 +112,30 @@ VICTIMS: dict[str, Callable[[int], list[int]]] = {
 }
 
 
+COMMAND = [sys.executable, "-m", "pytest", "-p", "nsbox", "--sandbox-all", "-p", "no:cacheprovider", "-q"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the file is there, or the process has ended without having made it."""
+    deadline = time.monotonic() + WHOLE_RUN
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 class Run:
     """One run of the inner suite."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.output = directory / "output.txt"
-        command = [sys.executable, "-m", "pytest", "-p", "nsbox", "--sandbox-all", "-p", "no:cacheprovider", "-q"]
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
-                [*command, "--sandbox-set=mem=200M", "--sandbox-set=pids=50", *options],
+                [*COMMAND, "--sandbox-set=mem=200M", "--sandbox-set=pids=50", *options],
                 cwd=directory,
-                env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -187,9 +200,7 @@ def test_a_paused_box_stays_no_longer_than_others(tmp_path: Path, leftovers: Lef
     (tmp_path / "test_inner.py").write_text(PAUSED.replace("SHARED", str(shared)))
     before = leftovers.snapshot()
     run = Run(tmp_path)
-    deadline = time.monotonic() + WHOLE_RUN
-    while not (shared / "ready").exists() and run.process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(shared / "ready", run.process)
     assert (shared / "ready").exists(), run.output.read_text()
     for pid in inits(run.process.pid) if victim == "every init" else VICTIMS[victim](run.process.pid):
         with suppress(ProcessLookupError):
@@ -259,20 +270,16 @@ def test_a_killed_pytest_leaves_nothing_where_nobody_collects_orphans(tmp_path: 
         f"import time\ndef test_it():\n    open('{shared}/ready', 'w').close()\n    time.sleep(1000)\n"
     )
     before = leftovers.snapshot()
-    command = [sys.executable, "-m", "pytest", "-p", "nsbox", "--sandbox-all", "-p", "no:cacheprovider", "-q"]
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     with subprocess.Popen(
-        [sys.executable, "-c", ORPHANAGE, *command],
+        [sys.executable, "-c", ORPHANAGE, *COMMAND],
         cwd=tmp_path,
-        env=environment,
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as orphanage:
         assert orphanage.stdout is not None
         pid = int(orphanage.stdout.readline())
-        deadline = time.monotonic() + WHOLE_RUN
-        while not (shared / "ready").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(shared / "ready", orphanage)
         os.kill(pid, signal.SIGKILL)
         left = leftovers.new_since(before, grace=patience() / 2)
         orphanage.communicate()

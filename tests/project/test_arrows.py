@@ -44,6 +44,8 @@ GLUE_SEES_OF_THE_KERNEL = {
     ("doctor", "kernel.probe"),
     ("admission", "kernel.claims"),
     ("admission", "kernel.job"),
+    ("launch", "kernel.line"),
+    ("zygote", "kernel.line"),
     ("zygote", "kernel.process"),
     ("zygote", "kernel.rights"),
     ("zygote", "kernel.signals"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_nsbox import zygote as zygotes
+from pytest_nsbox.kernel.line import line
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.zygote import Service, Zygote
 
@@ -26,7 +27,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setattr(zygotes, "_SILENCE", 1.0)
 
     def start(before: Callable[[int], None] = lambda number: None, live: Callable[[], None] = lambda: None) -> Zygote:
-        ours, theirs = zygotes.socketpair()
+        ours, theirs = line()
         number = 0
 
         def fork(asked: int, nodeid: str, made: bytes, fds: list[int]) -> int:

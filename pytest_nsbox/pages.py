@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST: Final = 4096  # pages; a test that writes to more is not like the others
 LEARN_FROM: Final = range(2, 6)  # which tests, counted from the last time of learning; two are enough
 LEARN_IN_ZYGOTE: Final = 3  # tests
+TOLD_WITHIN: Final = 8  # tests after the last one that was asked: it may have been forked ahead of some others
 LEARN_AGAIN: Final = (16, 500)  # tests after the first time, and then each time: pytest's own memory moves on
 REPAID_BY: Final = 30  # tests
 
@@ -66,8 +67,7 @@ class Pages:
         if self._tests > self._due:
             self._due = LEARN_AGAIN[1]
             self._ask()
-        # All that were asked have ended by then.
-        if self._asks and self._tests > self._learn_from.stop:
+        if self._asks and self._tests > self._learn_from.stop + TOLD_WITHIN:
             self._settle([])
         tells = self._asks and self._tests in self._learn_from and tests_left > REPAID_BY
         if tells:  # a page that the fork copied would look as if the test had written to it

@@ -79,6 +79,20 @@ def test_nothing_is_pinned_where_tests_tell_for_it_would_look_as_if_they_had_wri
     assert pinned[1:] == [[]]
 
 
+@pytest.mark.parametrize("begin", [lambda found: None, pages.Pages.move], ids=["in pytest's process", "in a zygote"])
+def test_a_test_tells_late_what_was_forked_ahead_of_others(
+    pinned: list[list[tuple[int, int]]], begin: Callable[[pages.Pages], None]
+):
+    found = pages.Pages()
+    begin(found)
+    asked = [number for number in range(pages.LEARN_FROM.stop + 1) if found.before_fork(10_000)]
+    assert len(asked) >= 2
+    found.learn([2, 5])
+    assert not found.before_fork(10_000)
+    found.learn([2, 5])
+    assert pinned == [[(2 * PAGE, PAGE), (5 * PAGE, PAGE)]]
+
+
 def test_what_was_folded_is_not_pinned(monkeypatch: pytest.MonkeyPatch, pinned: list[list[tuple[int, int]]]):
     monkeypatch.setattr(HugePages, "settle", lambda self, pages: [page for page in pages if page != 5])
     found = pages.Pages()

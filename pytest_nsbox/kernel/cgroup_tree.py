@@ -6,6 +6,7 @@ Sources: cgroups(7), Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst of t
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 
@@ -24,7 +25,8 @@ _MADE_TRUSTED = "trusted.nsbox.made"
 # it fails.
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _BUSY = frozenset({errno.EBUSY, errno.ENOTEMPTY})
-_GONE = frozenset({errno.ENOENT, errno.ENODEV})
+# What a path gives whose group was removed, and a file of it that was open already.
+GONE = frozenset({errno.ENOENT, errno.ENODEV})
 # While other sessions, the last in it, remove the parent that we are about to use.
 MAKE_ATTEMPTS = 100
 SIGKILL = 9  # the signal module costs the warden 5 ms of its start
@@ -101,7 +103,7 @@ class Group:
                 self.files.close(fd)
         except OSError as error:
             # EOPNOTSUPP: pressure files when PSI is off, cgroup.procs of a threaded group.
-            if error.errno in _GONE or error.errno == errno.EOPNOTSUPP:
+            if error.errno in GONE or error.errno == errno.EOPNOTSUPP:
                 return None
             raise _kernel_error("read", path, error) from None
 
@@ -131,7 +133,7 @@ class Group:
             with os.scandir(self.path) as entries:
                 return [self.child(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return []
             raise _kernel_error("list", self.path, error) from None
 
@@ -182,7 +184,7 @@ class Group:
                 self.files.rmdir(self.path)
                 return
             except OSError as error:
-                if error.errno in _GONE:
+                if error.errno in GONE:
                     return
                 if error.errno not in _BUSY or time.monotonic() > deadline:
                     raise _kernel_error("rmdir", self.path, error) from None
@@ -216,9 +218,24 @@ class Group:
                 if self.files.getxattr(self.path, name) == b"1":
                     return True
             except OSError as error:
-                if error.errno not in _GONE | {errno.ENODATA, errno.EOPNOTSUPP}:
+                if error.errno not in GONE | {errno.ENODATA, errno.EOPNOTSUPP}:
                     raise _kernel_error("getxattr", self.path, error) from None
         return False
+
+
+class Lock:
+    """An exclusive flock on a group's directory, while what two sessions would do at once takes more than one step."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        self._fd = self._group.open("", os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
 
 
 def chain_of(base: Group, parts: Sequence[str]) -> list[Group]:
@@ -262,7 +279,7 @@ def _remove_if_ours(group: Group) -> None:
     try:
         group.files.rmdir(group.path)
     except OSError as error:
-        if error.errno not in _BUSY | _GONE:
+        if error.errno not in _BUSY | GONE:
             raise _kernel_error("rmdir", group.path, error) from None
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
     DENIED,
     FILES,
+    GONE,
     MAKE_ATTEMPTS,
     Files,
     Group,
+    Lock,
     chain_of,
     make_parents,
     remove_parents_quietly,
@@ -45,7 +46,6 @@ _LOCAL = frozenset({"memory.oom_control", "pids.events"})
 _OWNED = ("tasks", "cgroup.procs")
 _PROCESSES = "cgroup.procs"
 _THREADED = "threaded\n"
-_MARKED_WITHIN = 5  # milliseconds
 
 
 class Hierarchy:
@@ -105,7 +105,7 @@ class Hierarchy:
                 break
             except KernelError as error:
                 # Another session was the last in this parent and removed it under us.
-                if error.errno == errno.ENOENT and attempts_left:
+                if error.errno in GONE and attempts_left:
                     continue
                 remove_quietly(made)
                 remove_parents_quietly(chain)
@@ -136,6 +136,13 @@ class Unified(Hierarchy):
         super().__init__(frozenset(), "unified", base, parents, _PROCESSES)
         self._at_root = at_root
 
+    def join(self, name: str, files: Files) -> Group:
+        """`Hierarchy.join`, while no other session is between the steps of it: all must find one kind of parent."""
+        if self.group is not None:
+            return self.group
+        with Lock(Group(self.base, files)):
+            return super().join(name, files)
+
     def fill(self, group: Group) -> None:
         """Make a threaded group of a new one, from the root down. A parent that is not ours stays what it is, and so
         does what is below it.
@@ -152,20 +159,14 @@ class Unified(Hierarchy):
                 group.write("cgroup.type", "threaded")
                 kind = _THREADED
             except KernelError as error:
-                if error.errno == errno.ENOENT:  # its last session removed it; `join` tries again
+                if error.errno in GONE:  # its last session removed it; `join` tries again
                     raise
         self.door = "cgroup.threads" if kind == _THREADED else _PROCESSES
 
     def _is_ours_below_root(self, group: Group) -> bool:
         if group.path.rpartition("/")[0] != self.base:
             return False
-        if not self.parents:
-            return True
-        for _ in range(_MARKED_WITHIN):  # another session may have made it just now
-            if group.is_made():
-                return True
-            time.sleep(0.001)
-        return False
+        return not self.parents or group.is_made()
 
 
 class SessionV1(Session):

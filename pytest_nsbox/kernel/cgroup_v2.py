@@ -6,17 +6,18 @@ Source: Documentation/admin-guide/cgroup-v2.rst.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 
 from pytest_nsbox.kernel.cgroup_node import Node, Session, write_limit
 from pytest_nsbox.kernel.cgroup_tree import (
     DENIED,
     FILES,
+    GONE,
     MAKE_ATTEMPTS,
     PREFIX,
     Files,
     Group,
+    Lock,
     chain_of,
     make_parents,
     remove_all,
@@ -185,7 +186,7 @@ class SessionV2(Session):
                 break
             except KernelError as error:
                 # Another session was the last in this parent and removed it under us.
-                if error.errno != errno.ENOENT or not attempts_left:
+                if error.errno not in GONE or not attempts_left:
                     raise
         self._group = group
 
@@ -262,7 +263,7 @@ def _holds_processes(group: Group) -> bool:
 
 def _evacuate(group: Group) -> None:
     """Move every process of `group` into its leaf, so that the group can pass controllers on."""
-    with _Lock(group):
+    with Lock(group):
         leaf = group.child(LEAF)
         if not leaf.exists():
             leaf.make()
@@ -274,7 +275,7 @@ def _restore(group: Group) -> None:
     leaf = group.child(LEAF)
     if not leaf.exists():
         return
-    with _Lock(group):
+    with Lock(group):
         if any(child.path.rpartition("/")[2].startswith(PREFIX) or child.is_made() for child in group.children()):
             return
         passed = (group.read("cgroup.subtree_control") or "").split()
@@ -302,21 +303,6 @@ def _move(source: Group, target: Group) -> None:
                 # It ended meanwhile. EINVAL: pid 0, a process of a pid namespace above ours.
                 if error.errno != errno.ESRCH:
                     raise
-
-
-class _Lock:
-    """An exclusive flock on a group's directory: two sessions must not evacuate and restore at once."""
-
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        self._fd = -1
-
-    def __enter__(self) -> None:
-        self._fd = self._group.open("", os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
 
 
 def _advice(number: int) -> str:

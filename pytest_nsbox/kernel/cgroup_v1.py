@@ -43,8 +43,8 @@ COUNTERS = {
 }
 # On v1 an event is counted in the group of the victim alone, not in those above it.
 _LOCAL = frozenset({"memory.oom_control", "pids.events"})
-_OWNED = ("tasks", "cgroup.procs")
 _PROCESSES = "cgroup.procs"
+_OWNED = ("tasks", _PROCESSES)
 _THREADED = "threaded\n"
 
 

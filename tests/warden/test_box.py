@@ -217,7 +217,7 @@ def test_clocks_are_moved(warden: Warden) -> None:
 def test_a_readonly_root_refuses_writes_and_its_mounts_take_them(warden: Warden, tmp_path: Path) -> None:
     def write() -> tuple[list[int], int]:
         refused = []
-        for path in ("/x", "/tmp/x", str(tmp_path / "y")):
+        for path in ("/refused-by-nsbox", "/tmp/refused-by-nsbox", str(tmp_path / "y")):
             try:
                 Path(path).touch()
             except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsbox.kernel import cgroup, mount, namespaces
+from pytest_nsbox.kernel import cgroup, cgroup_tree, mount, namespaces
 from pytest_nsbox.kernel.cgroup_node import Node, Session
 from pytest_nsbox.policy.errors import BoxFailed, KernelError
 from pytest_nsbox.policy.limits import cgroup_writes
@@ -138,6 +139,20 @@ def test_sessions_that_make_one_parent_at_the_same_time_agree_on_its_kind(unifie
             doors = list(pool.map(lambda name: in_a_process(lambda: door_of(name)), map(str, range(8))))
         assert set(doors) == {"cgroup.threads"}, f"attempt {attempt}"
     assert not (unified / "nsbox-tests-race").exists()
+
+
+def test_who_else_locks_the_groups_lets_no_session_wait_for_ever(unified: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cgroup_tree, "LOCKED_WITHIN", 0.2)
+    fd = os.open(unified, os.O_RDONLY)
+    session = cgroup.open_session("/nsbox-tests-locked", "unit")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert screen_below(unified, session).name == "cgroup.threads"
+        assert time.monotonic() - began >= 0.2
+    finally:
+        session.close()
+        os.close(fd)
 
 
 def test_the_attach_descriptors_are_the_tasks_files(session):

@@ -34,7 +34,7 @@ def main() -> int:
                 results[version][row.feature] = compared = compare(row, where, paths[version])
                 shutil.rmtree(where)
                 bad += _tell(row, version, compared)
-    if not arguments.only:
+    if not (arguments.only or bad):
         page.PATH.write_text(page.render(results), encoding="utf-8")
     print(f"{len(rows)} rows, {bad} not as they should be")
     return int(bool(bad))

@@ -46,12 +46,19 @@ def test_database(database, i):
     assert database == {}
 """
 # What no plugin that forks for each test can do without: nothing is isolated, and nothing told but that it ended.
-BARE_FORK = """
+BARE = """
 import os
 import pytest
 from _pytest.reports import TestReport
 from _pytest.runner import runtestprotocol
 
+def log(item):
+    for when in ("setup", "call", "teardown"):
+        item.ihook.pytest_runtest_logreport(
+            report=TestReport(item.nodeid, item.location, {}, "passed", None, when)
+        )
+"""
+BARE_FORK = f"""{BARE}
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     pid = os.fork()
@@ -61,25 +68,22 @@ def pytest_runtest_protocol(item, nextitem):
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    for when in ("setup", "call", "teardown"):
-        item.ihook.pytest_runtest_logreport(
-            report=TestReport(item.nodeid, item.location, {}, "passed", None, when)
-        )
+    log(item)
     return True
 """
 # The same, of the next test while one runs, and without faults on the pages that every test writes to.
-FORK_AHEAD = """
+FORK_AHEAD = f"""{BARE}
 import marshal
-import os
-import pytest
-from _pytest.reports import TestReport
-from _pytest.runner import runtestprotocol
 from pytest_nsbox.pages import Pages, written
 
 PAGES = Pages()
-AHEAD = {}
+AFTER = {{}}
+AHEAD = {{}}
 
-def fork(item, nextitem):
+def pytest_collection_finish(session):
+    AFTER.update(zip(session.items, [*session.items[1:], None]))
+
+def fork(item):
     tells = PAGES.before_fork(1000)
     turn, begin = os.pipe()
     told, tell = os.pipe()
@@ -90,18 +94,17 @@ def fork(item, nextitem):
     os.close(begin)
     try:
         os.read(turn, 1)
-        runtestprotocol(item, log=False, nextitem=nextitem)
+        runtestprotocol(item, log=False, nextitem=AFTER[item])
         os.write(tell, marshal.dumps(written() if tells else []))
     finally:
         os._exit(0)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
-    pid, begin, told, tells = AHEAD.pop(item, None) or fork(item, nextitem)
+    pid, begin, told, tells = AHEAD.pop(item, None) or fork(item)
     os.write(begin, b".")
     if nextitem is not None and PAGES.are_settled:
-        following = [*item.session.items, None]
-        AHEAD[nextitem] = fork(nextitem, following[following.index(nextitem) + 1])
+        AHEAD[nextitem] = fork(nextitem)
     with open(told, "rb") as file:
         pages = marshal.load(file)
     if tells:
@@ -111,10 +114,7 @@ def pytest_runtest_protocol(item, nextitem):
         pass
     if not AHEAD:
         os.waitpid(pid, 0)
-    for when in ("setup", "call", "teardown"):
-        item.ihook.pytest_runtest_logreport(
-            report=TestReport(item.nodeid, item.location, {}, "passed", None, when)
-        )
+    log(item)
     return True
 """
 CPU = """

@@ -12,9 +12,7 @@ import errno
 import marshal
 import os
 import stat
-from _socket import (
-    MSG_CMSG_CLOEXEC,
-)
+from _socket import MSG_CMSG_CLOEXEC
 
 from pytest_nsbox.kernel import files, namespaces, process
 from pytest_nsbox.kernel.line import line

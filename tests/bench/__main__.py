@@ -2,11 +2,10 @@
 
 Runs the same generated suite under plain pytest, pytest-forked, pytest-isolate and pytest-nsbox, in interleaved rounds
 (a loaded machine is slow for all of them alike), and prints the median over the rounds of wall time, of cost per test
-above plain pytest of the same round, and of that cost relative to pytest-forked's; and so for a fork of pytest for each
-test and nothing else: in its turn, which is the least that it can cost without a second CPU, and ahead of it with the
-pages pinned that it writes to (see `pytest_nsbox.pages`), which is the least with one. What pytest-nsbox takes more is
-the box, and what is told from it. Where bwrap and crun are installed, some of the tests are run by them as well: each
-in a pytest of its own, which is what a box by hand is.
+above plain pytest of the same round, and of that cost relative to pytest-forked's; and so for the least that a fork of
+pytest for each test can cost, and that one into a box can (see `tests/bench/bare.py`; the latter as root, with cgroup
+v1). What pytest-nsbox takes more is what it tells of a test, looks after and checks. Where bwrap and crun are
+installed, some of the tests are run by them as well: each in a pytest of its own, which is what a box by hand is.
 
 The workload `cpu` is about several at once: its boxes one after the other, in two workers and in sixteen.
 
@@ -29,6 +28,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bench.bare import CGROUPS, HIERARCHIES
 from tests.bench.containers import make_bundle
 
 NOOP = "import pytest\n\n@pytest.mark.parametrize('i', range({tests}))\ndef test_noop(i):\n    pass\n"
@@ -44,78 +44,6 @@ def database():
 @pytest.mark.parametrize("i", range(50))
 def test_database(database, i):
     assert database == {}
-"""
-# What no plugin that forks for each test can do without: nothing is isolated, and nothing told but that it ended.
-BARE = """
-import os
-import pytest
-from _pytest.reports import TestReport
-from _pytest.runner import runtestprotocol
-
-def log(item):
-    for when in ("setup", "call", "teardown"):
-        item.ihook.pytest_runtest_logreport(
-            report=TestReport(item.nodeid, item.location, {}, "passed", None, when)
-        )
-"""
-BARE_FORK = f"""{BARE}
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item, nextitem):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            runtestprotocol(item, log=False, nextitem=nextitem)
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    log(item)
-    return True
-"""
-# The same, of the next test while one runs, and without faults on the pages that every test writes to.
-FORK_AHEAD = f"""{BARE}
-import marshal
-from pytest_nsbox.pages import Pages, written
-
-PAGES = Pages()
-AFTER = {{}}
-AHEAD = {{}}
-
-def pytest_collection_finish(session):
-    AFTER.update(zip(session.items, [*session.items[1:], None]))
-
-def fork(item):
-    tells = PAGES.before_fork(1000)
-    turn, begin = os.pipe()
-    told, tell = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(turn), os.close(tell)
-        return pid, begin, told, tells
-    os.close(begin)
-    try:
-        os.read(turn, 1)
-        runtestprotocol(item, log=False, nextitem=AFTER[item])
-        os.write(tell, marshal.dumps(written() if tells else []))
-    finally:
-        os._exit(0)
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item, nextitem):
-    pid, begin, told, tells = AHEAD.pop(item, None) or fork(item)
-    os.write(begin, b".")
-    if nextitem is not None and PAGES.are_settled:
-        AHEAD[nextitem] = fork(nextitem)
-    with open(told, "rb") as file:
-        pages = marshal.load(file)
-    if tells:
-        PAGES.learn(pages)
-    os.close(begin)
-    while AHEAD and os.waitpid(-1, os.WNOHANG)[0]:
-        pass
-    if not AHEAD:
-        os.waitpid(pid, 0)
-    log(item)
-    return True
 """
 CPU = """
 import pytest
@@ -141,20 +69,26 @@ WORKLOADS = {
 }
 ALONE = ("-p", "no:nsbox")
 OTHERS = ("-p", "no:pytest_forked", "-p", "no:pytest_isolate", "-p", "no:xdist")
+BARE = (*ALONE, *OTHERS, "-p", "bare")
 BOXED = ("--sandbox-all", "--sandbox-report=none")
 LIMITED = tuple(word for limit in LIMITS for word in ("--sandbox-set", limit))
 CONTENDERS = {
     "plain": (*ALONE, *OTHERS),
-    "bare fork": (*ALONE, *OTHERS, "-p", "bare_fork"),
-    "fork ahead": (*ALONE, *OTHERS, "-p", "fork_ahead"),
+    "bare fork": (*BARE, "--bare=fork"),
+    "bare ahead": (*BARE, "--bare=ahead"),
     "forked": (*ALONE, "-p", "no:pytest_isolate", "--forked"),
     "nsbox": (*OTHERS, *BOXED),
     "nsbox+limits": (*OTHERS, *BOXED, *LIMITED),
 }
+if os.geteuid() == 0 and os.uname().machine == "x86_64":
+    CONTENDERS["bare boxes"] = (*BARE, "--bare=boxes")
+    if all(os.path.isdir(f"{CGROUPS}/{name}") for name in HIERARCHIES):
+        CONTENDERS["bare limits"] = (*BARE, "--bare=limits")
 if importlib.util.find_spec("pytest_isolate") is not None:
     CONTENDERS["isolate"] = (*ALONE, *OTHERS[:2], *OTHERS[4:], "--isolate")
 # {workload: {contender: what its cost may be, of pytest-forked's}}
 ASKED = {"noop200": {"nsbox": 0.8, "nsbox+limits": 0.6}, "heap": {"nsbox": 0.3, "nsbox+limits": 0.3}}
+LEAST = {"nsbox": "bare boxes", "nsbox+limits": "bare limits"}  # what is left of it if all that is ours cost nothing
 BY_HAND = 10  # tests
 BWRAP = ("bwrap", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-all")
 SEVERAL = 200  # tests: with fewer it would be about the time that workers take to start
@@ -239,8 +173,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, list[float]]:
         directory = Path(scratch)
         (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (directory / "test_bench.py").write_text(workload.source, encoding="utf-8")
-        (directory / "bare_fork.py").write_text(BARE_FORK, encoding="utf-8")
-        (directory / "fork_ahead.py").write_text(FORK_AHEAD, encoding="utf-8")
+        shutil.copy(Path(__file__).parent / "bare.py", directory)
         order = list(CONTENDERS)
         for number in range(rounds + 1):
             for name in order:
@@ -311,7 +244,9 @@ def main() -> int:
                 show_by_hand(statistics.median(times["plain"]))
             for contender, most in ASKED.get(name, {}).items():
                 ratio = relative_cost(times, contender)
-                found.append((f"{contender} of forked", ratio, most, ratio <= most))
+                least = LEAST[contender]
+                told = f" ({least}: {relative_cost(times, least):.2f})" if least in times else ""
+                found.append((f"{contender} of forked{told}", ratio, most, ratio <= most))
         for what, figure, asked, holds in found:
             print(f"  {what}: {figure:.2f}, asked {asked}: {'holds' if holds else 'missed'}", flush=True)
             missed += [] if holds else [what]

@@ -28,6 +28,7 @@ MOST_QUIET: Final = 64  # the same, where zygotes were made for few
 FEW: Final = 8  # tests; a zygote for fewer costs more than it saves
 WORTH: Final = 16  # tests in boxes that are left
 MOST: Final = 500  # tests of one zygote; the next one knows what pytest has found out about items since
+AT_ONCE: Final = 100  # items that are got to know at a time
 MOST_LOST: Final = 2  # zygotes that were killed, or had no process to give
 
 
@@ -47,6 +48,7 @@ class Nursery:
         self._zygote: Zygote | None = None
         self._asked: Attempt | None = None  # it is being forked
         self._quiet = 0  # tests in a row
+        self._known = 0  # number of the first item that is not known yet, where they run in order
         self._wanted = QUIET
         self._lost = 0
         self.made = 0
@@ -61,15 +63,16 @@ class Nursery:
         caller  runs the test's protocol
         """
         if not self._ask(attempt, number, running, caller):
-            foresight.know(attempt.item)  # once, and not in both processes: it takes a while, and many pages of memory
+            foresight.know(attempt.item)
             self._fork(attempt, running, caller)
+            self._know(number, AT_ONCE)  # while tests run
 
     def _ask(self, attempt: Attempt, number: int, running: Attempt | None, caller: HookCaller) -> bool:
         """Ask a zygote; False if there is none."""
         if self._zygote is not None and self._zygote.asked >= MOST:
             self._retire()
         if self._zygote is None and running is not None and self._is_worth_one():
-            self._know(number)
+            self._know(number, MOST)
             try:
                 self._zygote = self._make((attempt, running), caller)
             except OSError:  # pytest's process cannot fork, and will find out itself
@@ -124,9 +127,13 @@ class Nursery:
             and zygotes.is_alone()
         )
 
-    def _know(self, number: int) -> None:
-        """Find out now what each of the next tests' processes would have to by itself."""
-        for item in self._items[number : number + MOST]:
+    def _know(self, number: int, most: int) -> None:
+        """Find out now what the processes of item `number` and of those after it, as many as a zygote forks, would have
+        to by themselves: once, and not in both processes, for it takes a while, and many pages of memory.
+        """
+        first = max(number, self._known)
+        self._known = min(first + most, number + MOST)
+        for item in self._items[first : self._known]:
             if isinstance(item, (pytest.Function, pytest.DoctestItem)):
                 foresight.know(item)
 

@@ -48,10 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUN].configure()
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    run = config.stash.get(RUN, None)
-    if run is not None:
-        run.close()
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_unconfigure(config: pytest.Config) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:  # pytest collects its garbage meanwhile, for as long as the warden takes to remove everything
+        run = config.stash.get(RUN, None)
+        if run is not None:
+            run.close()
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:

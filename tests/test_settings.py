@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+import tests.patience  # noqa: F401 - a setting for all of hypothesis
 from pytest_nsbox import settings
-from pytest_nsbox.options import Settings, read_value
+from pytest_nsbox.options import Settings, read_plain, read_toml, read_value
 from pytest_nsbox.policy.keys import KEYS
 from pytest_nsbox.policy.spec import Layer
 from pytest_nsbox.settings import host_facts
@@ -251,6 +254,17 @@ def test_relative_volumes_are_below_the_root_directory(probe):
 def test_a_value_is_toml_if_it_parses_as_toml_and_else_the_text(key, text, value):
     assert read_value(key, text) == value
     assert type(read_value(key, text)) is type(value)
+
+
+@given(st.text("0123456789.:+-_%#\"'[]{}=, \naefiklmnorstuxMGT", max_size=12))
+@example("true # yes")
+@example("12K = 1")
+@example("1e3")
+@example("0x1F")
+@example("1979-05-27T07:32:00")
+def test_what_is_read_without_tomls_parser_is_what_that_reads(text):
+    value = read_plain(text.strip())
+    assert value is None or (type(value), value) == (type(read_toml(text.strip())), read_toml(text.strip()))
 
 
 def test_every_wrong_option_and_ini_value_is_told_at_once(probe):

@@ -27,10 +27,6 @@ MARKER_HELP = (
     "sandbox(False) opts a test out of --sandbox-all. Keys: " + ", ".join(KEYS)
 )
 UNAVAILABLE = ("fail", "skip", "run")
-# An option that did nothing would be worse than one that is refused.
-LACKING = {
-    "--sandbox-html": "the report page",
-}
 
 SETTINGS = pytest.StashKey["Settings"]()
 
@@ -144,7 +140,6 @@ def read(config: pytest.Config) -> Settings:
     if SETTINGS in config.stash:
         return config.stash[SETTINGS]
     reader = _Reader(config)
-    reader.refuse_what_is_lacking()
     settings = Settings(
         all=bool(config.option.sandbox_all) or reader.flag("sandbox_all"),
         off=bool(config.option.sandbox_off),
@@ -180,11 +175,6 @@ class _Reader:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.problems: list[str] = []
-
-    def refuse_what_is_lacking(self) -> None:
-        for option, feature in LACKING.items():
-            if self.config.getoption(option):
-                self.problems.append(f"{option}: not supported by this version: {feature}")
 
     def _ini(self, name: str, default: Any) -> Any:
         try:

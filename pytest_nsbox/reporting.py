@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import keyword
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from pytest_nsbox.policy.record import keyword_record
-from pytest_nsbox.results import Results, attach, host_facts, write_json
+from pytest_nsbox.policy.spec import spelled
+from pytest_nsbox.results import Results, attach, host_facts, write_json, write_whole
 
 __all__ = ["Facts", "Summary", "attach", "ending_repr", "header", "note_limit", "place_of", "placed"]
 
@@ -154,10 +157,12 @@ def terminal_width() -> int:
 
 
 class Summary:
-    """Collects the reports of a run; writes the JSON file at its end and the table into the terminal summary.
+    """Collects the reports of a run; at its end writes the JSON file and the report page, and the table into the
+    terminal summary.
 
     Register it in the process that logs reports for the user: not in a worker of xdist. ``rows`` of the table (None:
-    all); ``json_path`` is taken relative to the directory that pytest was started in.
+    all); ``json_path`` and ``html_path`` are taken relative to the directory that pytest was started in; ``about``
+    tells the page what boxes are made of.
     """
 
     def __init__(
@@ -165,14 +170,20 @@ class Summary:
         *,
         rows: int | None = 10,
         json_path: Path | None = None,
+        html_path: Path | None = None,
+        about: Callable[[], Sequence[str]] = tuple,
         host: Callable[[], Mapping[str, object]] = host_facts,
     ) -> None:
         self._rows = rows
         # Made absolute now: a test may leave the process in another directory.
         self._json_path = json_path.absolute() if json_path is not None else None
+        self._html_path = html_path.absolute() if html_path is not None else None
+        self._about = about
         self._host = host
-        self._json_problem = ""
-        self.results = Results()
+        self._began = time.time()
+        self._problems: list[str] = []  # with files
+        self._written: list[str] = []
+        self.results = Results(keep_texts=html_path is not None)
         self._kept: list[tuple[str, str]] = []  # nodeid and path
         self.notes: list[str] = []  # lines for the user, shown once collection is over
 
@@ -188,15 +199,50 @@ class Summary:
             self._kept.append((report.nodeid, kept))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the JSON file; a file that cannot be written makes an otherwise good run exit with 4."""
-        if self._json_path is None or session.config.option.collectonly:
+        """Write the files; one that cannot be written makes an otherwise good run exit with 4."""
+        if session.config.option.collectonly:
             return
+        if self._json_path is not None:
+            self._write("json", "usage", self._json_path, self._write_json)
+        if self._html_path is not None:
+            self._write("html", "report", self._html_path, partial(self._write_page, session.config.rootpath.name))
+        if self._problems and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def _write(self, kind: str, what: str, path: Path, write: Callable[[Path], None]) -> None:
         try:
-            write_json(self._json_path, self._host(), self.results.all())
+            write(path)
         except OSError as error:
-            self._json_problem = f"--sandbox-json: cannot write {self._json_path}: {error.strerror or error}"
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            self._problems.append(f"--sandbox-{kind}: cannot write {path}: {error.strerror or error}")
+        else:
+            self._written.append(f"sandbox {what} written to {path}")
+
+    def _write_json(self, path: Path) -> None:
+        write_json(path, self._host(), self.results.all())
+
+    def _write_page(self, name: str, path: Path) -> None:
+        from pytest_nsbox.html.page import Entry, Page, render
+        from pytest_nsbox.policy import table
+
+        began = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(self._began))
+        tests = [
+            Entry(
+                nodeid=result.nodeid,
+                outcome=result.outcome,
+                limits=spelled(result.limits),
+                usage=result.usage,
+                texts=result.texts or (),
+            )
+            for result in self.results.all()
+        ]
+        page = Page(
+            name=name,
+            when=f"{began}, took {table.short_seconds(time.time() - self._began)}",
+            about=self._about(),
+            host=self._host(),
+            tests=tests,
+        )
+        write_whole(path, render(page))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the table."""
@@ -216,10 +262,10 @@ class Summary:
             for nodeid, path in self._kept:
                 terminalreporter.write_line(f"{nodeid}: {path}")
             terminalreporter.write_line("rm -r takes them away; nothing else does")
-        if self._json_problem:
-            terminalreporter.write_line(self._json_problem, red=True)
-        elif self._json_path is not None and self.results.all():
-            terminalreporter.write_line(f"sandbox usage written to {self._json_path}")
+        for problem in self._problems:
+            terminalreporter.write_line(problem, red=True)
+        for line in self._written if self.results.all() else ():
+            terminalreporter.write_line(line)
 
     def _title(self, shown: int, every: int) -> str:
         if shown == every:

@@ -75,12 +75,41 @@ def _is_subtest(report: pytest.TestReport) -> bool:
     return hasattr(report, "context")
 
 
+LONGEST_TEXT = 100_000  # characters, of each
+
+
+def texts_of(report: pytest.TestReport) -> list[tuple[str, str]]:
+    """(title, text) of what one report tells a reader: how the test failed, with what it had written by then; why it
+    was skipped; what it has from its box.
+    """
+    found = []
+    if report.failed:
+        found.append((f"{report.when} failed", report.longreprtext))
+    elif hasattr(report, "wasxfail"):
+        found.append(("xfail", report.wasxfail))
+    elif report.skipped:
+        told = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        found.append(("skipped", told.removeprefix("Skipped: ")))
+    found += [section for section in report.sections if report.failed or section[0].startswith("sandbox")]
+    return [(title, _shortened(text)) for title, text in found if text.strip()]
+
+
+def _shortened(text: str) -> str:
+    """The beginning and the end of a long text."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    half = LONGEST_TEXT // 2
+    return f"{text[:half]}\n... {len(text) - LONGEST_TEXT} characters are left out ...\n{text[-half:]}"
+
+
 class Result:
     """One test, over its phases. ``outcome``: failed, error, rerun, xfailed, xpassed, skipped, passed, or
-    "interrupted" when the run ended in the midst of it."""
+    "interrupted" when the run ended in the midst of it. ``texts``: (title, text) of what it tells besides, if those are
+    kept."""
 
-    def __init__(self, nodeid: str) -> None:
+    def __init__(self, nodeid: str, *, keeps_texts: bool = False) -> None:
         self.nodeid = nodeid
+        self.texts: list[tuple[str, str]] | None = [] if keeps_texts else None
         self.outcome = "interrupted"
         self.limits: dict[str, object] = {}
         self.usage: Usage = {}
@@ -95,6 +124,8 @@ class Result:
         self.limits.update(getattr(report, "sandbox_limits", {}))
         if report.user_properties:
             self.usage.update(from_properties(report.user_properties))
+        if self.texts is not None:
+            self.texts += texts_of(report)
 
     def as_json(self) -> dict[str, object]:
         """The entry of ``--sandbox-json``."""
@@ -104,7 +135,8 @@ class Result:
 class Results:
     """All tests of a run in the order of their first reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_texts: bool = False) -> None:
+        self._keep_texts = keep_texts
         self._order: list[Result] = []
         self._latest: dict[tuple[str, str], Result] = {}
 
@@ -114,11 +146,11 @@ class Results:
         key = (report.nodeid, str(getattr(report, "worker_id", "")))
         result = self._latest.get(key)
         if result is None or (report.when == "setup" and result.begun and result.outcome != "rerun"):
-            result = self._latest[key] = Result(report.nodeid)
+            result = self._latest[key] = Result(report.nodeid, keeps_texts=self._keep_texts)
             self._order.append(result)
         elif report.when == "setup" and result.begun:
             # The next attempt of a test that is run again: it alone counts, and it stays one test.
-            result.__init__(report.nodeid)  # type: ignore[misc]
+            result.__init__(report.nodeid, keeps_texts=self._keep_texts)  # type: ignore[misc]
         result.add(report)
 
     def all(self) -> list[Result]:
@@ -153,8 +185,12 @@ def write_json(path: Path, host: Mapping[str, object], results: Sequence[Result]
 
 
 def write_document(path: Path, document: Mapping[str, object]) -> None:
-    """Write a JSON file so that a reader finds the old file or the whole new one, never a part; or OSError."""
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Write a JSON file as `write_whole` does."""
+    write_whole(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the whole new one, never a part; or OSError."""
     # A nodeid may hold a file name that is no UTF-8: Python's escape of its bytes is JSON's too.
     data = text.encode("utf-8", "backslashreplace")
     target = Path(os.path.realpath(path))  # else the rename would replace a link instead of the file behind it

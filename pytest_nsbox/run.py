@@ -65,8 +65,13 @@ class Run:
         """Start the warden while pytest collects, where it is sure to be needed."""
         options = self._config.option
         if not self._is_worker:
-            json_path = Path(self._settings.json) if self._settings.json else None
-            summary = reporting.Summary(rows=self._settings.report, json_path=json_path)
+            asked = self._settings
+            summary = reporting.Summary(
+                rows=asked.report,
+                json_path=Path(asked.json) if asked.json else None,
+                html_path=Path(asked.html) if asked.html else None,
+                about=self.header,
+            )
             self._config.pluginmanager.register(summary, "nsbox-summary")
             self._notes = summary.notes
             self._register_budget(summary.results)

@@ -27,12 +27,16 @@ from pytest_nsbox.policy.usage import as_properties
 def pytest_addoption(parser):
     parser.addoption("--rows", type=lambda text: None if text == "all" else int(text), default=10)
     parser.addoption("--json", type=Path)
+    parser.addoption("--html", type=Path)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "used(**usage)")
     config.addinivalue_line("markers", "dies(error, phase)")
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(reporting.Summary(rows=config.option.rows, json_path=config.option.json))
+        option = config.option
+        summary = reporting.Summary(rows=option.rows, json_path=option.json, html_path=option.html,
+                                    about=lambda: ["sandbox: by a test"])
+        config.pluginmanager.register(summary)
 
 def die(item, phase):
     mark = item.get_closest_marker("dies")
@@ -332,6 +336,98 @@ def test_a_file_that_is_replaced_is_replaced_whole_and_through_a_link(tmp_path, 
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
     write_json(Path("/dev/null"), {}, [])
     assert Path("/dev/null").is_char_device()
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+TELLING = """
+import pytest
+
+@pytest.fixture
+def breaks_after():
+    yield
+    raise OSError("torn")
+
+def test_fails():
+    print("written before")
+    assert 0, "the reason"
+
+def test_fails_twice(breaks_after): assert 0
+@pytest.mark.skip(reason="not today")
+def test_skipped(): pass
+@pytest.mark.xfail(reason="known")
+def test_xfailed(): assert 0
+def test_passes(): print("nobody asks")
+"""
+
+
+def told(path: Path) -> dict[str, dict[str, str]]:
+    """What the page has to tell of each test: text by title, by the test's name."""
+    found = {}
+    for row in path.read_text(encoding="utf-8").split("<tr class=")[1:]:
+        name = row.partition("<code>")[2].partition("</code>")[0].partition("::")[2]
+        parts = [part.split("</h2><pre>") for part in row.split("<h2>")[1:]]
+        found[name] = {title: text.partition("</pre>")[0] for title, text in parts}
+    return found
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n2")], ids=["alone", "xdist"])
+def test_the_page_has_what_tests_told(run, tmp_path, workers):
+    if workers:
+        pytest.importorskip("xdist")
+    path = tmp_path / "made" / "page.html"
+    result = run(TELLING, f"--html={path}", *workers)
+    result.stdout.fnmatch_lines([f"sandbox report written to {path}"])
+    text = told(path)
+    assert "AssertionError: the reason" in text["test_fails"]["call failed"]
+    assert text["test_fails"]["Captured stdout call"] == "written before\n"
+    assert list(text["test_fails_twice"]) == ["call failed", "teardown failed"]
+    assert text["test_skipped"] == {"skipped": "not today"}
+    assert text["test_xfailed"] == {"xfail": "known"}
+    assert text["test_passes"] == {}
+    assert "<p>by a test</p>" in path.read_text(encoding="utf-8")
+
+
+def test_the_page_shows_usage_and_limits(run, tmp_path):
+    path = tmp_path / "page.html"
+    run(TWO, f"--html={path}", "-p", "no:terminal")
+    text = path.read_text(encoding="utf-8")
+    assert (
+        "@pytest.mark.sandbox(cpu=&#x27;20%&#x27;, mem=&#x27;256M&#x27;, ulimits={&#x27;nofile&#x27;: [10, 20]})"
+        in text
+    )
+    assert '<td class="number" data-value="1.25">1.25s</td>' in text
+    assert "100% of mem" in text
+
+
+def test_of_a_long_text_the_page_has_the_beginning_and_the_end(run, tmp_path):
+    path = tmp_path / "page.html"
+    run("def test_a():\n    print('first' + 'x' * 300_000 + 'last')\n    assert 0", f"--html={path}")
+    text = told(path)["test_a"]["Captured stdout call"]
+    assert text.startswith("firstxxx")
+    assert text.endswith("xxxlast\n")
+    assert "characters are left out" in text
+    assert len(text) < 101_000
+
+
+def test_without_the_page_no_texts_are_kept(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    summary = reporting.Summary()
+    pytester.makepyfile("def test_a(): assert 0")
+    pytester.runpytest_inprocess(plugins=[summary])
+    assert [result.texts for result in summary.results.all()] == [None]
+
+
+def test_a_page_that_cannot_be_written_is_told_beside_a_file_that_can(run, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("def test_a(): pass", f"--html={tmp_path}/file/page.html", f"--json={tmp_path}/usage.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        [
+            f"--sandbox-html: cannot write {tmp_path}/file/page.html: Not a directory",
+            f"sandbox usage written to {tmp_path}/usage.json",
+        ]
+    )
 
 
 def test_host_facts_are_plain_json():

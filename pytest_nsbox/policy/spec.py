@@ -118,6 +118,17 @@ class Spec:
 DEFAULT = Spec()
 
 
+def spelled(limits: Mapping[str, object]) -> dict[str, object]:
+    """Limits as reports carry them (bytes, CPUs, ``{"nofile": [soft, hard]}``) in the marker's own spelling."""
+    shown = {name: value if isinstance(value, dict) else _spelled(name, value) for name, value in limits.items()}
+    ulimits = limits.get("ulimits")
+    if isinstance(ulimits, dict):
+        shown["ulimits"] = {name: soft if soft == hard else [soft, hard] for name, (soft, hard) in ulimits.items()}
+    if limits.get("swap") == 0:  # as without
+        del shown["swap"]
+    return shown
+
+
 def check_host(
     spec: Spec, host: HostFacts, written: Mapping[str, tuple[str, str]] | None = None
 ) -> tuple[SpecError, ...]:

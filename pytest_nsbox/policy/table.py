@@ -105,7 +105,7 @@ def render(rows: Sequence[Row], width: int) -> list[str]:
     keep about SMALLEST_NAME columns. A counter that the kernel lacks shows as ``-``.
     """
     names = [_printable(name) for name, _ in rows]
-    columns = [column for column in COLUMNS if _tells(column, rows)]
+    columns = [column for column in COLUMNS if tells(column, rows)]
     longest = max([text_width(name) for name in names] + [4])
     while columns and width - _taken(columns, rows) < min(longest, SMALLEST_NAME):
         columns.remove(min(columns, key=lambda column: column.keep))
@@ -121,7 +121,8 @@ def _line(name: str, cells: Sequence[str], columns: Sequence[Column], rows: Sequ
     return GAP.join([padded, *(cell.rjust(_width(column, rows)) for cell, column in zip(cells, columns, strict=True))])
 
 
-def _tells(column: Column, rows: Sequence[Row]) -> bool:
+def tells(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether the column has anything to say of these rows."""
     values = [usage[column.key] for _, usage in rows if column.key in usage]
     return any(values) or (bool(values) and column.zero_tells)
 

@@ -182,7 +182,6 @@ def test_xdist_tells_all_problems_once_and_exits_with_4(runs: Runs):
         (["--sandbox-unavailable=perhaps"], ["*sandbox-unavailable*perhaps*fail*skip*run*"]),
         # pytest 9.2 refuses it by itself, and names no option.
         (["-o", "sandbox_pool=many"], ["*many*"]),
-        (["--sandbox-html=page.html"], ["*--sandbox-html: not supported by this version*"]),
     ],
     ids=lambda value: value[0].lstrip("-") if isinstance(value, list) and value[0].startswith("-") else "",
 )
@@ -192,10 +191,12 @@ def test_a_wrong_option_is_a_usage_error(runs: Runs, args: list[str], said: list
     result.stderr.fnmatch_lines(said)
 
 
-def test_a_json_file_that_cannot_be_written_is_told(runs: Runs):
-    boxed = runs.run(runs.write({"test_a.py": "def test_a(): pass"}, "boxed"), "--sandbox-json=/proc/nothing/x.json")
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_a_file_that_cannot_be_written_is_told(runs: Runs, kind: str):
+    path = f"/proc/nothing/x.{kind}"
+    boxed = runs.run(runs.write({"test_a.py": "def test_a(): pass"}, "boxed"), f"--sandbox-{kind}={path}")
     assert boxed.result.ret == 4
-    boxed.result.stdout.fnmatch_lines(["--sandbox-json: cannot write /proc/nothing/x.json: *"])
+    boxed.result.stdout.fnmatch_lines([f"--sandbox-{kind}: cannot write {path}: *"])
 
 
 # --- a machine on which boxes cannot be had --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a test used: properties, junit.xml, the summary table, --sandbox-json."""
+"""What a test used: properties, junit.xml, the summary table, --sandbox-json, --sandbox-html."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ SUITE = {
 def usage(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """One run for all tests of this module, with junit and JSON."""
     monkeypatch.setenv("COLUMNS", "150")
-    return runs.once("usage", SUITE, "--junitxml=junit.xml", "--sandbox-json=usage.json", "--sandbox-report=3")
+    files = ("--junitxml=junit.xml", "--sandbox-json=usage.json", "--sandbox-html=page.html")
+    return runs.once("usage", SUITE, *files, "--sandbox-report=3")
 
 
 def of(run: Recorded, name: str) -> dict[str, float]:
@@ -154,6 +155,15 @@ def test_the_json_file_has_limits_and_usage_of_every_test(usage: Recorded):
     assert limits["ulimits"] == {"nofile": [256, 256]}
     assert tests["test_limits"]["usage"]["memory_limit_bytes"] == 64 * 2**20
     assert tests["test_outside"]["usage"] == tests["test_outside"]["limits"] == {}
+
+
+def test_the_page_shows_every_test_its_limits_and_what_it_is_made_of(usage: Recorded):
+    usage.result.stdout.fnmatch_lines(["sandbox report written to *page.html"])
+    page = (usage.path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<tr class=") == 10
+    assert "@pytest.mark.sandbox(mem=&#x27;64M&#x27;, pids=50, ulimits={&#x27;nofile&#x27;: 256}, timeout=30)" in page
+    assert "<p>every test in a box, as root" in page
+    assert '<label class="failed">' in page
 
 
 def test_xdist_gathers_the_usage_and_none_hides_the_table(runs: Runs):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_nsbox
-from pytest_nsbox import options, settings
+from pytest_nsbox import settings
 from pytest_nsbox.fixtures import Sandbox
 from pytest_nsbox.policy import features, usage
 from pytest_nsbox.policy.keys import KEYS
@@ -78,11 +78,6 @@ def test_every_option_and_ini_name_is_documented_and_none_besides():
     page = tables("options.md")
     assert sorted(names(page["Command line"])) == sorted(declared.options)
     assert sorted(names(page["Ini"])) == sorted(declared.ini)
-
-
-def test_the_page_says_which_options_are_not_in_this_version():
-    rows = tables("options.md")["Command line"]
-    assert set(names([row for row in rows if row[1].endswith("(not in this version)")])) == set(options.LACKING)
 
 
 def test_every_usage_figure_is_documented_in_order():

@@ -5,6 +5,7 @@ io_uring_register(2).
 from __future__ import annotations
 
 import struct
+import sys
 
 from pytest_nsbox.kernel import libc
 from pytest_nsbox.real import os, read_text
@@ -23,9 +24,11 @@ _MOST_RANGES = 1 << 14  # IORING_MAX_REG_BUFFERS
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # What one entry of the second level of page tables maps: a page of them has as many entries of 8 bytes as fit.
 HUGE_PAGE = PAGE * (PAGE // 8)
-# Of an entry of pagemap: mapped only here; in memory.
-_EXCLUSIVE = 1 << 56
-_PRESENT = 1 << 63
+# Of the most significant of the eight bytes of an entry of pagemap: mapped only here; in memory. And its place.
+_EXCLUSIVE, _PRESENT = 1 << 0, 1 << 7
+_FLAGS = 7 if sys.byteorder == "little" else 0
+# That byte as 1 if it says both, else as 0.
+_BOTH = bytes(int(flags & _EXCLUSIVE != 0 and flags & _PRESENT != 0) for flags in range(256))
 
 
 def collapse(address: int, length: int) -> None:
@@ -106,8 +109,7 @@ def written_since_fork(most: int) -> list[int]:
     try:
         for start, end, _ in _private(read_text("/proc/self/maps")):
             first = start // PAGE
-            entries = memoryview(os.pread(fd, (end - start) // PAGE * 8, first * 8)).cast("Q")
-            own = [first + number for number, entry in enumerate(entries) if entry & _PRESENT and entry & _EXCLUSIVE]
+            own = _places(os.pread(fd, (end - start) // PAGE * 8, first * 8)[_FLAGS::8].translate(_BOTH), first)
             if len(own) >= per_huge_page:
                 own = _without_whole(own, per_huge_page)
             pages += own
@@ -116,6 +118,16 @@ def written_since_fork(most: int) -> list[int]:
     finally:
         os.close(fd)
     return pages
+
+
+def _places(marks: bytes, first: int) -> list[int]:
+    """`first` plus the index of each byte that is 1: few of many, so it is for `find` to look for them."""
+    found = []
+    place = marks.find(1)
+    while place >= 0:
+        found.append(first + place)
+        place = marks.find(1, place + 1)
+    return found
 
 
 def area_of(page: int) -> int:

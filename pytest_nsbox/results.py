@@ -125,7 +125,8 @@ class Result:
         if report.user_properties:
             self.usage.update(from_properties(report.user_properties))
         if self.texts is not None:
-            self.texts += texts_of(report)
+            # Of what was captured, a report has that of the phases before as well.
+            self.texts += [text for text in texts_of(report) if text not in self.texts]
 
     def as_json(self) -> dict[str, object]:
         """The entry of ``--sandbox-json``."""

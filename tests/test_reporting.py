@@ -352,7 +352,9 @@ def test_fails():
     print("written before")
     assert 0, "the reason"
 
-def test_fails_twice(breaks_after): assert 0
+def test_fails_twice(breaks_after):
+    print("once")
+    assert 0
 @pytest.mark.skip(reason="not today")
 def test_skipped(): pass
 @pytest.mark.xfail(reason="known")
@@ -381,7 +383,8 @@ def test_the_page_has_what_tests_told(run, tmp_path, workers):
     text = told(path)
     assert "AssertionError: the reason" in text["test_fails"]["call failed"]
     assert text["test_fails"]["Captured stdout call"] == "written before\n"
-    assert list(text["test_fails_twice"]) == ["call failed", "teardown failed"]
+    assert list(text["test_fails_twice"]) == ["call failed", "Captured stdout call", "teardown failed"]
+    assert path.read_text(encoding="utf-8").count("<pre>once\n</pre>") == 1
     assert text["test_skipped"] == {"skipped": "not today"}
     assert text["test_xfailed"] == {"xfail": "known"}
     assert text["test_passes"] == {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import shutil
 import socket
 import sys
@@ -173,5 +174,10 @@ def one(data: bytes) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="nsbox-fuzz-") as scratch:
         PLACE = Path(scratch, "place")
-        atheris.Setup(sys.argv, one)
-        atheris.Fuzz()
+        # libFuzzer ends its process itself, and nobody would remove the directory.
+        fuzzer = os.fork()
+        if fuzzer == 0:
+            atheris.Setup(sys.argv, one)
+            atheris.Fuzz()
+        status = os.waitstatus_to_exitcode(os.waitpid(fuzzer, 0)[1])
+    sys.exit(status)

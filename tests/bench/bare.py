@@ -24,18 +24,17 @@ import pytest
 from _pytest.reports import TestReport
 from _pytest.runner import runtestprotocol
 
-from pytest_nsbox.kernel import libc, mount, namespaces, net, process, program
+from pytest_nsbox.kernel import mount, namespaces, process, program
 from pytest_nsbox.pages import Pages, written
+from pytest_nsbox.policy.limits import cgroup_writes
+from pytest_nsbox.policy.spec import Spec
+from pytest_nsbox.warden.ids import SHIFTED_ROOT, box_maps
+from pytest_nsbox.warden.init import GO
+from pytest_nsbox.warden.recorded import Recorder
 
 CGROUPS = "/sys/fs/cgroup"
 HIERARCHIES = ("cpu", "cpuacct", "memory", "pids")
-LIMITS = (
-    ("cpu", "cpu.cfs_period_us", "100000"),
-    ("cpu", "cpu.cfs_quota_us", "100000"),
-    ("memory", "memory.limit_in_bytes", "536870912"),
-    ("memory", "memory.memsw.limit_in_bytes", "536870912"),
-    ("pids", "pids.max", "64"),
-)
+LIMITS = cgroup_writes(Spec(cpu=1.0, mem=512 << 20, swap=0, pids=64), 1)
 COUNTERS = (
     ("cpu", "cpu.stat"),
     ("cpuacct", "cpuacct.usage"),
@@ -46,10 +45,15 @@ COUNTERS = (
 KINDS = ("fork", "ahead", "boxes", "limits")
 READY = 2  # boxes that are kept ready, as the plugin's `sandbox_pool` is
 MANY = 1000  # tests that are left, at the least: pages are worth to be asked for
-ROOT_ID = 4_294_900_000
-MAP = f"0 {ROOT_ID} 1\n1 1 {ROOT_ID - 1}\n"
 SEPARATE = namespaces.NEWNS | namespaces.NEWUTS | namespaces.NEWIPC | namespaces.NEWUSER | namespaces.NEWTIME
 ATTRIBUTES = mount.NOSUID | mount.NOEXEC
+TERMINALS = (("mode", "620"), ("gid", "5"), ("ptmxmode", "666"))
+MOUNTS = (
+    ("proc", (), mount.NODEV, "/proc"),
+    ("devpts", TERMINALS, 0, "/dev/pts"),
+    ("mqueue", (), mount.NODEV, "/dev/mqueue"),
+    ("sysfs", (), mount.NODEV | mount.RDONLY, "/sys"),
+)
 
 
 def pytest_addoption(parser):
@@ -278,18 +282,17 @@ class Maker:
         groups = {name: f"{base}/{self.number}" for name, base in self.bases.items()}
         for group in groups.values():
             os.mkdir(group)
-        for name, file, value in LIMITS if groups else ():
-            write(f"{groups[name]}/{file}", value)
+        for limit in LIMITS if groups else ():
+            write(f"{groups[limit.controller]}/{limit.file}", limit.value)
         ours, theirs = socket.socketpair()
-        process.set_fs_ids(ROOT_ID, ROOT_ID)
+        process.set_fs_ids(SHIFTED_ROOT, SHIFTED_ROOT)
         self.capabilities.restore()
         pid, pidfd = self.starter.start(self.flags, self.loaded, {"line": theirs.fileno(), **groups})
         process.set_fs_ids(0, 0)
         self.capabilities.restore()
         theirs.close()
-        for name in ("uid_map", "gid_map"):
-            write(f"/proc/{pid}/{name}", MAP)
-        ours.send(b"g")
+        namespaces.write_maps(pid, *box_maps("shifted"))
+        ours.send(GO)
         if ours.recv(1) != program.READY:
             raise RuntimeError(str(self.loaded.refusal()))
         tasks = [os.open(f"{group}/tasks", os.O_WRONLY) for group in groups.values()]
@@ -312,48 +315,25 @@ class Maker:
 
     def _program(self):
         """What the init of a box does: like the plugin's, a list of system calls in a process that copies no memory."""
-        recorded = program.Program()
+        recorder = Recorder()
         if self.limited:
-            sock = recorded.open("socket", "AF_INET", program.SYS_SOCKET, *net.ANY_SOCKET, 0)
-            recorded.add("ioctl", "lo", program.SYS_IOCTL, sock, net.SIOCSIFFLAGS, net.LOOPBACK_UP)
-            recorded.close(sock)
-        flags = mount.clone_flags(recursive=True)
-        root = recorded.open("open_tree", "root", libc.SYS_OPEN_TREE, mount.AT_FDCWD, b"root", flags)
-        self._place(recorded, root, b"root")
-        recorded.add("read", "line", program.SYS_READ, program.LINE, bytes(1), 1, least=1)
-        recorded.add("setgroups", "", program.SYS_SETGROUPS, 0, 0)
-        recorded.add("setresgid", "", program.SYS_SETRESGID, 0, 0, 0)
-        recorded.add("setresuid", "", program.SYS_SETRESUID, 0, 0, 0)
-        terminals = (("mode", "620"), ("gid", "5"), ("ptmxmode", "666"))
+            recorder.loopback_up()
+        root = recorder.clone_tree("root", recursive=True)
+        recorder.attach(root, "root")
+        recorder.await_go(program.LINE, GO)
+        recorder.become(0, 0)
         mounts = [
-            (self._new_mount(recorded, "proc", ATTRIBUTES | mount.NODEV), b"/proc"),
-            (self._new_mount(recorded, "devpts", ATTRIBUTES, terminals), b"/dev/pts"),
-            (self._new_mount(recorded, "mqueue", ATTRIBUTES | mount.NODEV), b"/dev/mqueue"),
+            (recorder.new_mount(fstype, options, ATTRIBUTES | more), target)
+            for fstype, options, more, target in MOUNTS
+            if self.limited or fstype != "sysfs"  # who has no network namespace gets no sysfs
         ]
-        if self.limited:  # who has no network namespace gets no sysfs
-            mounts.append((self._new_mount(recorded, "sysfs", ATTRIBUTES | mount.NODEV | mount.RDONLY), b"/sys"))
-        recorded.add("fchdir", "root", program.SYS_FCHDIR, root)
-        recorded.add("pivot_root", ".", program.SYS_PIVOT_ROOT, b".", b".")
-        recorded.add("umount2", ".", program.SYS_UMOUNT2, b".", mount.MNT_DETACH)
+        recorder.change_directory(root)
+        recorder.pivot_here()
         for made, target in mounts:
-            self._place(recorded, made, target)
-        recorded.add("chdir", "/", program.SYS_CHDIR, b"/")
-        recorded.wait()
-        return recorded
-
-    @staticmethod
-    def _new_mount(recorded, fstype, attributes, options=()):
-        fs = recorded.open("fsopen", fstype, libc.SYS_FSOPEN, fstype.encode(), mount.FSOPEN_CLOEXEC)
-        for words in mount.configurations(options):
-            recorded.add("fsconfig", fstype, libc.SYS_FSCONFIG, fs, *words)
-        made = recorded.open("fsmount", fstype, libc.SYS_FSMOUNT, fs, mount.FSMOUNT_CLOEXEC, attributes)
-        recorded.close(fs)
-        return made
-
-    @staticmethod
-    def _place(recorded, made, target):
-        words = made, b"", mount.AT_FDCWD, target, mount.MOVE_MOUNT_F_EMPTY_PATH
-        recorded.add("move_mount", target.decode(), libc.SYS_MOVE_MOUNT, *words)
+            recorder.attach(made, target)
+        recorder.change_directory("/")
+        recorder.program.wait()
+        return recorder.program
 
 
 def make_group(hierarchy, path, stack):

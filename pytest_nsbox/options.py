@@ -307,9 +307,9 @@ def read_plain(text: str) -> object:
     """What most values are, without TOML's parser, which takes 4 ms to import; None where only that can tell."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    if _INTEGER.fullmatch(text):
+    if re.fullmatch(_INTEGER, text):
         return int(text)
-    return text if _NO_TOML.match(text) else None
+    return text if re.match(_NO_TOML, text) else None
 
 
 def read_toml(text: str) -> object:
@@ -347,7 +347,7 @@ def _value_problems(name: str, value: object, place: str) -> list[str]:
 
 
 _BOOLEANS: Final = {"true": True, "false": False}
-_INTEGER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
+_INTEGER: Final = r"0|[1-9][0-9]{0,8}"
 # A size, a percentage, or a word that is none of TOML's.
-_NO_TOML: Final = re.compile(r"[0-9]+(\.[0-9]+)?[%kKmMgGtT]|(?!true|false|inf|nan)[A-Za-z]")
+_NO_TOML: Final = r"[0-9]+(\.[0-9]+)?[%kKmMgGtT]|(?!true|false|inf|nan)[A-Za-z]"
 _NEEDED: dict[str, dict[str, object]] = {"swap": {"mem": "1G"}, "cpu_period": {"cpu": 1}}

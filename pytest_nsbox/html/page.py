@@ -37,7 +37,7 @@ MEANINGS = {
 }
 NEAR = 0.9  # of its memory limit: a test that used more deserves a look
 # A browser shows what is here and asks nobody for more, whatever a message holds.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @keyword_record
@@ -156,7 +156,7 @@ def _table(tests: Sequence[Entry], columns: Sequence[Column]) -> Iterable[str]:
 
 
 def _name(test: Entry) -> str:
-    name = escape(_printable(test.nodeid))
+    name = escape(table.printable(test.nodeid))
     if not (test.limits or test.texts):
         return f"<code>{name}</code>"
     told = []
@@ -186,11 +186,6 @@ def _cell(column: Column, usage: Mapping[str, float]) -> str:
     return f'<td class="{kind}" {exact} {told}>{column.show(value)}</td>'
 
 
-def _printable(name: str) -> str:
-    """A name in one line, with what cannot be seen written out."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
-
-
 def _shown(text: str) -> str:
     """A text with its lines; what HTML cannot hold is written out: a terminal's escapes, half of a surrogate pair."""
-    return "".join(char if char.isprintable() or char in "\n\t" else _printable(char) for char in text)
+    return "".join(char if char.isprintable() or char in "\n\t" else table.printable(char) for char in text)

@@ -104,7 +104,7 @@ def render(rows: Sequence[Row], width: int) -> list[str]:
     Columns without any value are left out; when the terminal is narrow, the least telling go so that names
     keep about SMALLEST_NAME columns. A counter that the kernel lacks shows as ``-``.
     """
-    names = [_printable(name) for name, _ in rows]
+    names = [printable(name) for name, _ in rows]
     columns = [column for column in COLUMNS if tells(column, rows)]
     longest = max([text_width(name) for name in names] + [4])
     while columns and width - _taken(columns, rows) < min(longest, SMALLEST_NAME):
@@ -139,7 +139,8 @@ def _taken(columns: Sequence[Column], rows: Sequence[Row]) -> int:
     return sum(len(GAP) + _width(column, rows) for column in columns)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """``name`` with what cannot be seen written out."""
     # A test id may hold a line break or a terminal escape; the table must stay one line per test.
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 

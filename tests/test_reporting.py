@@ -13,6 +13,7 @@ import pytest
 from pytest_nsbox import reporting
 from pytest_nsbox.reporting import Facts, header
 from pytest_nsbox.results import Result, host_facts, write_json
+from tests.html.reader import Reader
 
 MIB = 2**20
 
@@ -364,13 +365,7 @@ def test_passes(): print("nobody asks")
 
 
 def told(path: Path) -> dict[str, dict[str, str]]:
-    """What the page has to tell of each test: text by title, by the test's name."""
-    found = {}
-    for row in path.read_text(encoding="utf-8").split("<tr class=")[1:]:
-        name = row.partition("<code>")[2].partition("</code>")[0].partition("::")[2]
-        parts = [part.split("</h2><pre>") for part in row.split("<h2>")[1:]]
-        found[name] = {title: text.partition("</pre>")[0] for title, text in parts}
-    return found
+    return Reader(path.read_text(encoding="utf-8")).told()
 
 
 @pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n2")], ids=["alone", "xdist"])
